@@ -1,0 +1,161 @@
+"""Held-out ELBO, evidence and agreement with known cell types, beside scvi-tools with its own defaults.
+
+Both packages get the same cells, the same genes and the same architecture (128 hidden units, one layer, ten latent
+dimensions) and otherwise their own defaults; one tenth of the cells is seen by neither, not even for early stopping.
+Each finished run is a line in the results file, so that an interrupted benchmark goes on where it stopped.
+
+    pip install -c constraints.txt . && pip install -r benchmarks/requirements-peers.txt
+    SCVAE_EXT_DATA=/path/to/data python benchmarks/quality.py                    # everything, many hours on two cores
+    SCVAE_EXT_DATA=/path/to/data python benchmarks/quality.py --datasets pbmc3k --seeds 0 --likelihoods nb
+    python benchmarks/quality.py --table                                          # only print what is there
+"""
+
+import argparse
+import json
+import platform
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from labelled_datasets import LABELLED
+
+RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
+N_ELBO_SAMPLES = 20
+N_EVIDENCE_SAMPLES = 1000
+
+
+def fit_scvi(train, everything, held_out, batch_key, likelihood, seed):
+    """Train scvi-tools by its defaults and score the held-out cells by its own methods."""
+    import scvi
+
+    scvi.settings.seed = seed
+    scvi.model.SCVI.setup_anndata(train, batch_key=batch_key)
+    model = scvi.model.SCVI(train, n_hidden=128, n_latent=10, n_layers=1, gene_likelihood=likelihood)
+    start = time.perf_counter()
+    model.train(accelerator="cpu", enable_progress_bar=False)
+    seconds = time.perf_counter() - start
+    elbo = np.mean([float(model.get_elbo(held_out)) for _ in range(N_ELBO_SAMPLES)])
+    evidence = model.get_marginal_ll(held_out, n_mc_samples=N_EVIDENCE_SAMPLES, return_mean=False).numpy().mean()
+    return elbo, float(evidence), model.get_latent_representation(everything), seconds
+
+
+def fit_scvae_ext(train, everything, held_out, batch_key, likelihood, seed):
+    """Train scvae_ext by its defaults and score the held-out cells."""
+    import scvae_ext as sv
+
+    sv.SCVAE.setup_anndata(train, batch_key=batch_key)
+    model = sv.SCVAE(train, n_hidden=128, n_latent=10, n_layers=1, gene_likelihood=likelihood, seed=seed)
+    start = time.perf_counter()
+    model.train(accelerator="cpu", enable_progress_bar=False, seed=seed)
+    seconds = time.perf_counter() - start
+    elbo = model.get_elbo(held_out, n_samples=N_ELBO_SAMPLES)
+    evidence = model.get_marginal_ll(held_out, n_samples=N_EVIDENCE_SAMPLES)
+    return elbo, evidence, model.get_latent_representation(everything, key_added=None), seconds
+
+
+TOOLS = {"scvi-tools": fit_scvi, "scvae-ext": fit_scvae_ext}
+
+
+def agreement(latent: np.ndarray, labels: pd.Series) -> dict[str, float]:
+    """ARI and NMI of the best Leiden clustering over resolutions (as scib does), and the silhouette by type in [0, 1]."""
+    import anndata as ad
+    import scanpy as sc
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
+
+    known = ~labels.astype(str).isin(["unlabelled", "unknown", "nan"]).to_numpy()
+    space = ad.AnnData(np.asarray(latent)[known])
+    truth = labels[known].astype(str).to_numpy()
+    sc.pp.neighbors(space, use_rep="X", random_state=0)
+    best = {"ari": -1.0, "nmi": -1.0}
+    for resolution in np.arange(0.1, 2.05, 0.1):
+        sc.tl.leiden(space, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=0)
+        nmi = normalized_mutual_info_score(truth, space.obs["leiden"])
+        if nmi > best["nmi"]:
+            best = {"ari": adjusted_rand_score(truth, space.obs["leiden"]), "nmi": nmi}
+    return {**best, "asw": (silhouette_score(space.X, truth) + 1) / 2}
+
+
+def run(tool: str, name: str, likelihood: str, seed: int) -> dict[str, object]:
+    """Train one tool on one dataset and return a row of figures."""
+    dataset = LABELLED[name]
+    everything = dataset.load()
+    train, held_out = dataset.split(everything, seed)
+    elbo, evidence, latent, seconds = TOOLS[tool](train, everything, held_out, dataset.batch_key, likelihood, seed)
+    return {
+        "dataset": name,
+        "likelihood": likelihood,
+        "seed": seed,
+        "tool": tool,
+        "elbo": elbo,
+        "evidence": evidence,
+        **agreement(latent, everything.obs[dataset.labels_key]),
+        "seconds": seconds,
+        "threads": torch.get_num_threads(),
+        "version": version(tool),
+        "torch": version("torch"),
+        "python": platform.python_version(),
+    }
+
+
+def finished() -> pd.DataFrame:
+    """Return the rows of the results file."""
+    return pd.read_json(RESULTS, lines=True) if RESULTS.exists() else pd.DataFrame()
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Mean over seeds of each figure, the tools side by side, as Markdown."""
+    figures = ["elbo", "evidence", "ari", "nmi", "asw", "seconds"]
+    means = rows.groupby(["dataset", "likelihood", "tool"])[figures].mean()
+    spreads = rows.groupby(["dataset", "likelihood", "tool"])[figures].std()
+    seeds = rows.groupby(["dataset", "likelihood", "tool"])["seed"].nunique()
+    lines = [
+        "| dataset | likelihood | tool | seeds | ELBO | evidence | ARI | NMI | ASW | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for key, mean in means.iterrows():
+        cells = [
+            f"{mean[f]:.{1 if f in ('elbo', 'evidence') else 0 if f == 'seconds' else 3}f}"
+            + (f" ± {spreads.loc[key, f]:.1f}" if f in ("elbo", "evidence") and seeds[key] > 1 else "")
+            for f in figures
+        ]
+        lines.append(f"| {' | '.join(key)} | {seeds[key]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", nargs="+", default=list(LABELLED), choices=list(LABELLED))
+    parser.add_argument("--likelihoods", nargs="+", default=["nb", "zinb"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tools", nargs="+", default=list(TOOLS), choices=list(TOOLS))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="print the table of the finished runs and stop")
+    arguments = parser.parse_args()
+    globals()["RESULTS"] = arguments.results
+    if not arguments.table:
+        keys = ["tool", "dataset", "likelihood", "seed"]
+        for seed in arguments.seeds:
+            for name in arguments.datasets:
+                for likelihood in arguments.likelihoods:
+                    for tool in arguments.tools:
+                        rows = finished()
+                        wanted = (tool, name, likelihood, seed)
+                        if len(rows) and (rows[keys] == wanted).all(axis=1).any():
+                            continue
+                        with warnings.catch_warnings():
+                            warnings.simplefilter("ignore")
+                            row = run(*wanted)
+                        print(json.dumps(row), flush=True)
+                        arguments.results.parent.mkdir(exist_ok=True)
+                        with arguments.results.open("a") as stream:
+                            stream.write(json.dumps(row) + "\n")
+    print(table(finished()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""How well a representation separates known groups: neighbours, Leiden clusters, UMAP, as scanpy computes them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import scanpy as sc
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+from scvae_ext.cli.files import replacing
+from scvae_ext.pl import embedding_comparison
+
+__all__ = ["add_clusters", "add_pca", "agreement", "draw"]
+
+
+def add_pca(adata: ad.AnnData, seed: int) -> None:
+    """Write principal components of log-normalised counts to ``obsm["X_pca"]``.
+
+    Parameters
+    ----------
+    adata
+        Counts in ``X``.
+    seed
+        Seed of the solver.
+    """
+    scratch = ad.AnnData(adata.X.copy())
+    sc.pp.normalize_total(scratch)
+    sc.pp.log1p(scratch)
+    sc.pp.pca(scratch, random_state=seed)
+    adata.obsm["X_pca"] = scratch.obsm["X_pca"]
+
+
+def add_clusters(adata: ad.AnnData, key: str, seed: int) -> None:
+    """Write Leiden clusters to ``obs[f"{key}_leiden"]`` and a UMAP to ``obsm[f"{key}_umap"]``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    key
+        Key of ``obsm`` with the representation.
+    seed
+        Seed of all three steps.
+    """
+    scratch = ad.AnnData(obsm={key: adata.obsm[key]})
+    sc.pp.neighbors(scratch, use_rep=key, random_state=seed)
+    sc.tl.leiden(scratch, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
+    sc.tl.umap(scratch, random_state=seed)
+    adata.obs[f"{key}_leiden"] = scratch.obs["leiden"].to_numpy()
+    adata.obsm[f"{key}_umap"] = scratch.obsm["X_umap"]
+
+
+def agreement(adata: ad.AnnData, known: str, found: str) -> tuple[float, float]:
+    """Return the adjusted Rand index and the normalised mutual information of two groupings.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    known, found
+        Columns of ``obs``. Cells without a known group are left out.
+    """
+    pairs = adata.obs[[known, found]].dropna()
+    groups = pairs[known].astype(str), pairs[found].astype(str)
+    return float(adjusted_rand_score(*groups)), float(normalized_mutual_info_score(*groups))
+
+
+def draw(adata: ad.AnnData, colors: Sequence[str], titles: Mapping[str, str], path: Path) -> None:
+    """Write a figure of embeddings.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    colors
+        Columns of ``obs`` or genes, one row of panels each.
+    titles
+        Title of each key of ``obsm``, one column of panels each.
+    path
+        File to write.
+    """
+    with replacing(path) as temporary:
+        panels = embedding_comparison(adata, colors, bases=list(titles), titles=list(titles.values()), save=temporary)
+    plt.close(panels[0].get_figure(root=True))

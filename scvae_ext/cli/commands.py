@@ -1,0 +1,92 @@
+"""The commands and their options; what they do loads when they run, so that ``--help`` answers at once."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import scvae_ext
+from scvae_ext.cli.files import UserError
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Shows mistakes as one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments
+        Words after the name of the program; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 2 after a mistake of the user.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "demo":
+            from scvae_ext.cli.demo import demo
+
+            demo(options.out, seed=options.seed)
+        else:
+            from scvae_ext.cli.fit import fit
+
+            fit(options)
+    except UserError as error:
+        print(f"scvae-ext {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="scvae-ext", description="Variational autoencoders for single-cell counts.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {scvae_ext.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train on 700 PBMCs that come with scanpy; needs no network")
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo-output"),
+        metavar="DIR",
+        help="folder for scvae-ext-demo.h5ad and scvae-ext-demo.png, which are replaced (%(default)s)",
+    )
+    demo.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
+
+    fit = commands.add_parser("fit", help="train on the counts in an .h5ad file")
+    fit.add_argument("file", type=Path, metavar="FILE.h5ad")
+    fit.add_argument("--out", type=Path, required=True, metavar="OUT.h5ad", help="file to write the results to")
+    fit.add_argument("--overwrite", action="store_true", help="replace existing output files")
+    data = fit.add_argument_group("data")
+    data.add_argument("--layer", help="layer that holds the counts (X by default)")
+    data.add_argument("--batch-key", metavar="KEY", help="column of obs with the experimental batch")
+    data.add_argument("--labels-key", metavar="KEY", help="column of obs with known groups of cells")
+    data.add_argument("--size-factor-key", metavar="KEY", help="column of obs with size factors")
+    data.add_argument("--categorical-covariate-keys", nargs="+", metavar="KEY", help="further columns of obs")
+    data.add_argument("--continuous-covariate-keys", nargs="+", metavar="KEY", help="numeric columns of obs")
+    model = fit.add_argument_group("model and training")
+    model.add_argument("--gene-likelihood", default="nb", help="nb, zinb, poisson or normal (%(default)s)")
+    model.add_argument("--n-latent", type=int, default=10, help="dimensions of the latent space (%(default)s)")
+    model.add_argument("--max-epochs", type=int, help="passes over the cells (chosen from the data by default)")
+    model.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
+    results = fit.add_argument_group("results")
+    results.add_argument(
+        "--normalized-expression",
+        action="store_true",
+        help="also write denoised expression, which is dense: cells x genes x 4 bytes",
+    )
+    results.add_argument("--figure", type=Path, metavar="PNG", help="also draw a UMAP of the latent space")
+    results.add_argument(
+        "--color", nargs="+", metavar="KEY", help="columns of obs or genes for the figure (labels and batch by default)"
+    )
+    return parser

@@ -1,0 +1,104 @@
+"""``scvae-ext fit``: the main job on a user's file."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import anndata as ad
+from matplotlib.backend_bases import FigureCanvasBase
+
+from scvae_ext.cli.files import UserError, check_writable, replacing
+from scvae_ext.models import SCVAE
+from scvae_ext.train import TrainingDivergedError
+
+__all__ = ["fit"]
+
+
+def fit(options: argparse.Namespace) -> None:
+    """Train on the counts in a file; write the AnnData with the results, and a picture where asked.
+
+    Parameters
+    ----------
+    options
+        Options of the command line.
+
+    Raises
+    ------
+    UserError
+        If a file, a key or a value is not what it has to be.
+    """
+    colors = _check_outputs(options)
+    adata = _read(options.file)
+    if unknown := [key for key in colors if key not in adata.obs and key not in adata.var_names]:
+        raise UserError(f"{unknown[0]!r} is neither a column of obs ({list(adata.obs)}) nor a gene; change --color.")
+    with _one_line():
+        SCVAE.setup_anndata(
+            adata,
+            layer=options.layer,
+            batch_key=options.batch_key,
+            labels_key=options.labels_key,
+            size_factor_key=options.size_factor_key,
+            categorical_covariate_keys=options.categorical_covariate_keys,
+            continuous_covariate_keys=options.continuous_covariate_keys,
+        )
+        model = SCVAE(adata, n_latent=options.n_latent, gene_likelihood=options.gene_likelihood, seed=options.seed)
+        model.train(max_epochs=options.max_epochs, seed=options.seed)
+    model.get_latent_representation()
+    if options.normalized_expression:
+        model.get_normalized_expression()
+    elbo = model.get_elbo(indices=model.validation_indices)
+    print(f"held-out ELBO: {elbo:.1f} nats per cell ({len(model.validation_indices)} cells)")
+
+    if options.labels_key or options.figure:
+        _clusters(adata, options, colors)
+    with replacing(options.out) as temporary:
+        adata.write_h5ad(temporary)
+    print(f"wrote {' and '.join(str(path) for path in (options.out, options.figure) if path)}")
+
+
+def _check_outputs(options: argparse.Namespace) -> list[str]:
+    """Return what colours the figure."""
+    if options.out.suffix != ".h5ad":
+        raise UserError(f"--out {options.out} does not end in .h5ad.")
+    check_writable(options.out, overwrite=options.overwrite)
+    if options.figure is None:
+        if options.color:
+            raise UserError("--color is for the figure; add --figure FILE.png.")
+        return []
+    check_writable(options.figure, overwrite=options.overwrite)
+    if options.figure.suffix.removeprefix(".") not in FigureCanvasBase.get_supported_filetypes():
+        raise UserError(f"--figure {options.figure} has no known suffix; use .png, .pdf or .svg.")
+    colors = options.color or [key for key in (options.labels_key, options.batch_key) if key]
+    if not colors:
+        raise UserError("--figure needs --color KEY where neither --labels-key nor --batch-key is given.")
+    return colors
+
+
+def _read(path: Path) -> ad.AnnData:
+    if not path.is_file():
+        raise UserError(f"{path} is not a file.")
+    try:
+        return ad.read_h5ad(path)
+    except Exception as error:  # h5py and anndata raise many kinds of errors for a file that is not theirs
+        raise UserError(f"{path} cannot be read as .h5ad: {error}") from error
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Show what validation or training say about the data and the options as one line."""
+    try:
+        yield
+    except (TypeError, ValueError, TrainingDivergedError) as error:
+        raise UserError(str(error)) from error
+
+
+def _clusters(adata: ad.AnnData, options: argparse.Namespace, colors: Sequence[str]) -> None:
+    from scvae_ext.cli.clusters import add_clusters, agreement, draw
+
+    add_clusters(adata, "X_scvae", options.seed)
+    if options.labels_key:
+        ari, nmi = agreement(adata, options.labels_key, "X_scvae_leiden")
+        print(f"Leiden clusters against {options.labels_key}: ARI {ari:.2f}, NMI {nmi:.2f}")
+    if options.figure:
+        draw(adata, colors, {"X_scvae_umap": "scVAE latent space"}, options.figure)

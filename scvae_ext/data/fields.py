@@ -1,0 +1,277 @@
+"""Fields of an AnnData: where one kind of value lies, how it is read, what it must satisfy."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from jaxtyping import Float, Int
+
+__all__ = ["CategoricalObs", "Layer", "NumericalObs", "require_anndata", "shorten"]
+
+_MANY_CATEGORIES = 20
+
+
+def require_anndata(adata: object) -> AnnData:
+    """Return the argument if it is an AnnData that holds cells and genes.
+
+    Parameters
+    ----------
+    adata
+        What the user passed.
+
+    Returns
+    -------
+    AnnData
+        The same object.
+
+    Raises
+    ------
+    TypeError
+        If it is not an AnnData.
+    ValueError
+        If it has no cells or no genes, or two genes of one name.
+    """
+    if not isinstance(adata, AnnData):
+        raise TypeError(
+            f"adata must be an anndata.AnnData, but is {type(adata).__module__}.{type(adata).__qualname__}. "
+            "Wrap a matrix of cells by genes as anndata.AnnData(matrix)."
+        )
+    if 0 in adata.shape:
+        raise ValueError(
+            f"adata is empty: {adata.n_obs} cells by {adata.n_vars} genes. "
+            "Check the filter that was applied to it before."
+        )
+    if not adata.var_names.is_unique:
+        repeated = adata.var_names[adata.var_names.duplicated()].unique()
+        raise ValueError(
+            f"adata.var_names holds {len(repeated)} names more than once: {shorten(repeated)}. "
+            "Call adata.var_names_make_unique() first."
+        )
+    return adata
+
+
+def shorten(names: Iterable[object], limit: int = 10) -> str:
+    """List names for a message, at most ``limit`` of them.
+
+    Parameters
+    ----------
+    names
+        The names.
+    limit
+        How many to write out.
+    """
+    listed = [repr(str(name)) for name in names]
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more
+
+
+def _unknown(what: str, key: str, known: Iterable[object]) -> ValueError:
+    names = [str(name) for name in known]
+    by_lower_case = {name.lower(): name for name in reversed(names)}
+    close = [by_lower_case[name] for name in difflib.get_close_matches(str(key).lower(), by_lower_case, cutoff=0.5)]
+    if close:
+        hint = f"Did you mean {' or '.join(repr(name) for name in close)}?"
+    elif names:
+        hint = f"There are: {shorten(names)}."
+    else:
+        hint = "There are none."
+    return ValueError(f"{what} not found. {hint}")
+
+
+def _obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
+    if key not in adata.obs.columns:
+        raise _unknown(f"{argument}: the column {key!r} of adata.obs was", key, adata.obs.columns)
+    column = adata.obs[key]
+    if isinstance(column, pd.DataFrame):
+        raise ValueError(
+            f"{argument}: adata.obs has {column.shape[1]} columns called {key!r}. Rename or drop all but one of them."
+        )
+    return column
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The matrix of counts: ``adata.X`` or one of ``adata.layers``.
+
+    Parameters
+    ----------
+    key
+        Key in ``adata.layers``, or ``None`` for ``adata.X``.
+    """
+
+    key: str | None = None
+
+    @property
+    def where(self) -> str:
+        """The slot as a user writes it."""
+        return "adata.X" if self.key is None else f"adata.layers[{self.key!r}]"
+
+    def read(self, adata: AnnData) -> object:
+        """Return the matrix as AnnData holds it.
+
+        Parameters
+        ----------
+        adata
+            Where to read.
+
+        Raises
+        ------
+        ValueError
+            If there is no such matrix.
+        """
+        if self.key is None:
+            if adata.X is None:
+                raise ValueError(
+                    f"adata.X is None. Pass the layer that holds the counts as layer=...; "
+                    f"there are: {shorten(adata.layers) or 'none'}."
+                )
+            return adata.X
+        if self.key not in adata.layers:
+            hint = "" if len(adata.layers) else " To use adata.X, pass layer=None."
+            error = _unknown(f"layer: {self.where} was", self.key, adata.layers)
+            raise ValueError(f"{error}{hint}")
+        return adata.layers[self.key]
+
+
+@dataclass(frozen=True)
+class CategoricalObs:
+    """A column of ``adata.obs`` with one category for each cell.
+
+    Categories are known by name: ``1``, ``1.0`` and ``"1"`` are the same category.
+
+    Parameters
+    ----------
+    key
+        Column of ``adata.obs``.
+    argument
+        The argument of ``setup_anndata`` that named it, for messages.
+    """
+
+    key: str
+    argument: str
+
+    def read(self, adata: AnnData) -> tuple[Int[np.ndarray, "cells"], tuple[str, ...]]:
+        """Return the position of each cell's category, and the names of the categories that occur.
+
+        Categories come in the order of a categorical column, sorted otherwise.
+
+        Parameters
+        ----------
+        adata
+            Where to read.
+
+        Raises
+        ------
+        ValueError
+            If the column is missing, holds missing values, or does not look like categories.
+        """
+        column = _obs_column(adata, self.key, self.argument)
+        missing = column.isna().to_numpy()
+        if missing.any():
+            raise ValueError(
+                f"{self.argument}: adata.obs[{self.key!r}] has no value for {missing.sum()} of {adata.n_obs} cells, "
+                f"the first of them {adata.obs_names[missing][0]!r}. Give them a category of their own, or leave "
+                f"them out: adata = adata[adata.obs[{self.key!r}].notna()].copy()."
+            )
+        categorical = column.astype("category").cat.remove_unused_categories()
+        values = categorical.cat.categories
+        is_decimal = pd.api.types.is_float_dtype(values.dtype)
+        if is_decimal and (values == values.astype(np.int64)).all():
+            values, is_decimal = values.astype(np.int64), False
+        if len(values) > _MANY_CATEGORIES and (is_decimal or len(values) > adata.n_obs / 2):
+            raise ValueError(
+                f"{self.argument}: adata.obs[{self.key!r}] has {len(values)} different values in {adata.n_obs} cells "
+                f"({shorten(values, 3)}), which are not categories. If it is a measured quantity, "
+                f"pass it in continuous_covariate_keys."
+            )
+        names = tuple(str(value) for value in values)
+        if len(set(names)) < len(names):
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(
+                f"{self.argument}: adata.obs[{self.key!r}] holds different values that read the same: "
+                f"{shorten(repeated)}. Make the column text: "
+                f"adata.obs[{self.key!r}] = adata.obs[{self.key!r}].astype(str)."
+            )
+        return categorical.cat.codes.to_numpy(dtype=np.int64), names
+
+    def codes(self, adata: AnnData, categories: tuple[str, ...]) -> Int[np.ndarray, "cells"]:
+        """Return the position of each cell's category in a given list.
+
+        Parameters
+        ----------
+        adata
+            Where to read.
+        categories
+            The known categories.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`read`, and if a category is not among the known ones.
+        """
+        codes, names = self.read(adata)
+        position = {name: i for i, name in enumerate(categories)}
+        unseen = [name for name in names if name not in position]
+        if unseen:
+            n_cells = int(np.isin(codes, [names.index(name) for name in unseen]).sum())
+            raise ValueError(
+                f"{self.argument}: adata.obs[{self.key!r}] holds categories that were not there at set-up: "
+                f"{shorten(unseen)} ({n_cells} cells). Known are: {shorten(categories)}. "
+                "Rename them to known ones, leave these cells out, or train a model on data that includes them."
+            )
+        return np.array([position[name] for name in names], dtype=np.int64)[codes]
+
+
+@dataclass(frozen=True)
+class NumericalObs:
+    """A column of ``adata.obs`` with one finite number for each cell.
+
+    Parameters
+    ----------
+    key
+        Column of ``adata.obs``.
+    argument
+        The argument of ``setup_anndata`` that named it, for messages.
+    positive
+        Whether every value must be greater than zero.
+    """
+
+    key: str
+    argument: str
+    positive: bool = False
+
+    def read(self, adata: AnnData) -> Float[np.ndarray, "cells"]:
+        """Return the values in float64.
+
+        Parameters
+        ----------
+        adata
+            Where to read.
+
+        Raises
+        ------
+        ValueError
+            If the column is missing, not numeric, not finite, or not positive where it must be.
+        """
+        column = _obs_column(adata, self.key, self.argument)
+        if not pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_complex_dtype(column.dtype):
+            raise ValueError(
+                f"{self.argument}: adata.obs[{self.key!r}] must hold numbers, but its dtype is {column.dtype}. "
+                f"Convert it, adata.obs[{self.key!r}] = adata.obs[{self.key!r}].astype(float), "
+                "or pass categories in categorical_covariate_keys."
+            )
+        values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        wrong, rule = ~np.isfinite(values), "finite"
+        if self.positive:
+            wrong, rule = wrong | (values <= 0), "finite and greater than zero"
+        if wrong.any():
+            first = int(np.argmax(wrong))
+            raise ValueError(
+                f"{self.argument}: adata.obs[{self.key!r}] must be {rule}, but is not in {wrong.sum()} of "
+                f"{adata.n_obs} cells; cell {adata.obs_names[first]!r} has {values[first]:g}. "
+                f"Correct these values or leave the cells out."
+            )
+        return values

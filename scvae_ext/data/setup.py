@@ -1,0 +1,174 @@
+"""Registration of an AnnData: find the fields, validate them, write the registry."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from anndata import AnnData
+
+from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata, shorten
+from scvae_ext.data.matrix import open_counts
+from scvae_ext.data.provenance import make_actual, write_registry
+from scvae_ext.data.registry import CategoricalCovariate, ContinuousCovariate, Registry
+from scvae_ext.data.validation import CountFacts, scan_counts
+
+__all__ = ["require_filled_cells", "setup_anndata"]
+
+
+def setup_anndata(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    labels_key: str | None = None,
+    size_factor_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
+) -> None:
+    """Register where an AnnData holds the counts and what is known about the cells.
+
+    All entries of the matrix are looked at. Values that are not whole numbers are noted, and refused when a model with
+    a likelihood of counts is built. The registry is written as JSON to ``adata.uns["scvae_ext"]``; calling again
+    replaces it. A view becomes an AnnData of its own first.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes. The matrix may be dense, CSR or CSC, in memory or backed, of any real dtype.
+    layer
+        Key in ``adata.layers`` of the raw counts; ``None`` for ``adata.X``.
+    batch_key
+        Column of ``adata.obs`` with the experimental batch of each cell.
+    labels_key
+        Column of ``adata.obs`` with the label of each cell.
+    size_factor_key
+        Column of ``adata.obs`` with a factor greater than zero for each cell, used instead of its library size.
+    categorical_covariate_keys, continuous_covariate_keys
+        Columns of ``adata.obs`` with further covariates.
+
+    Raises
+    ------
+    TypeError
+        If ``adata`` is not an AnnData, or its matrix of a kind that cannot be read.
+    ValueError
+        If a key is missing or named twice, or values are missing, not finite, not allowed, or without information.
+
+    Warns
+    -----
+    UserWarning
+        If a gene has no counts in any cell.
+    """
+    require_anndata(adata)
+    categorical_keys = _as_list(categorical_covariate_keys, "categorical_covariate_keys")
+    continuous_keys = _as_list(continuous_covariate_keys, "continuous_covariate_keys")
+    _require_distinct([batch_key, labels_key, size_factor_key, *categorical_keys, *continuous_keys])
+    batches = () if batch_key is None else _batches(adata, batch_key)
+    labels = () if labels_key is None else CategoricalObs(labels_key, "labels_key").read(adata)[1]
+    if size_factor_key is not None:
+        NumericalObs(size_factor_key, "size_factor_key", positive=True).read(adata)
+    categorical = tuple(_categorical_covariate(adata, key) for key in categorical_keys)
+    continuous = tuple(_continuous_covariate(adata, key) for key in continuous_keys)
+    make_actual(adata)
+    counts = Layer(layer)
+    facts = scan_counts(open_counts(adata, counts).chunks(), adata.obs_names, adata.var_names, counts.where)
+    require_filled_cells(facts, adata.obs_names, counts.where)
+    _warn_of_empty_genes(facts, adata, counts.where)
+    write_registry(
+        adata,
+        Registry(
+            layer=layer,
+            var_names=tuple(map(str, adata.var_names)),
+            batch_key=batch_key,
+            batch_categories=batches,
+            labels_key=labels_key,
+            label_categories=labels,
+            size_factor_key=size_factor_key,
+            categorical_covariates=categorical,
+            continuous_covariates=continuous,
+            first_fraction=facts.first_fraction,
+        ),
+    )
+
+
+def require_filled_cells(facts: CountFacts, cell_names: Sequence[str], where: str) -> None:
+    """Raise if a cell has no counts.
+
+    Parameters
+    ----------
+    facts
+        Totals of the matrix.
+    cell_names
+        Names of the cells.
+    where
+        Name of the matrix for the message.
+
+    Raises
+    ------
+    ValueError
+        If there is such a cell.
+    """
+    empty = np.flatnonzero(facts.total_per_cell == 0)
+    if len(empty):
+        raise ValueError(
+            f"{len(empty)} of {len(cell_names)} cells have no counts in the {len(facts.total_per_gene)} genes of "
+            f"{where}: {shorten(cell_names[i] for i in empty)}. Leave them out: "
+            "scanpy.pp.filter_cells(adata, min_counts=1)."
+        )
+
+
+def _warn_of_empty_genes(facts: CountFacts, adata: AnnData, where: str) -> None:
+    empty = np.flatnonzero(facts.total_per_gene == 0)
+    if len(empty):
+        warnings.warn(
+            f"{len(empty)} of {adata.n_vars} genes have no counts in {where}: {shorten(adata.var_names[empty], 3)}. "
+            "A model learns nothing about them; scanpy.pp.filter_genes(adata, min_cells=1) leaves them out.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _as_list(keys: Sequence[str] | None, argument: str) -> list[str]:
+    if isinstance(keys, str):
+        raise ValueError(f"{argument} must be a list of keys. Write {argument}=[{keys!r}].")
+    return [] if keys is None else list(keys)
+
+
+def _require_distinct(keys: list[str | None]) -> None:
+    repeated = [key for key, times in Counter(key for key in keys if key is not None).items() if times > 1]
+    if repeated:
+        raise ValueError(f"the columns {shorten(repeated)} of adata.obs are named more than once. Name each only once.")
+
+
+def _batches(adata: AnnData, key: str) -> tuple[str, ...]:
+    codes, names = CategoricalObs(key, "batch_key").read(adata)
+    n_cells = np.bincount(codes, minlength=len(names))
+    single = [name for name, n in zip(names, n_cells, strict=True) if n == 1]
+    if single and adata.n_obs > 1:
+        raise ValueError(
+            f"batch_key: these batches of adata.obs[{key!r}] hold a single cell: {shorten(single)}. "
+            "An effect of a batch cannot be told from one cell: leave them out, or merge them with other batches."
+        )
+    return names
+
+
+def _categorical_covariate(adata: AnnData, key: str) -> CategoricalCovariate:
+    _, names = CategoricalObs(key, "categorical_covariate_keys").read(adata)
+    if len(names) == 1:
+        raise ValueError(
+            f"categorical_covariate_keys: adata.obs[{key!r}] is {names[0]!r} in all cells, "
+            "so that it tells nothing. Leave it out."
+        )
+    return CategoricalCovariate(key, names)
+
+
+def _continuous_covariate(adata: AnnData, key: str) -> ContinuousCovariate:
+    values = NumericalObs(key, "continuous_covariate_keys").read(adata)
+    if values.min() == values.max():
+        raise ValueError(
+            f"continuous_covariate_keys: adata.obs[{key!r}] is {values[0]:g} in all cells, "
+            "so that it tells nothing. Leave it out."
+        )
+    # Differences to one value first, so that a large offset costs no digits.
+    shifted = values - values[0]
+    return ContinuousCovariate(key, float(values[0] + shifted.mean()), float(shifted.std()))

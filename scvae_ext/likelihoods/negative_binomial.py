@@ -1,0 +1,49 @@
+r"""Negative binomial counts: mean :math:`\ell\rho_g(z)`, variance mean + mean\ :sup:`2` / theta."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from scvae_ext.distributions import NegativeBinomial
+from scvae_ext.likelihoods.base import Likelihood
+from scvae_ext.likelihoods.statistics import GeneStatistics
+from scvae_ext.nn import Dispersion, DispersionKind, ExpressionHead
+from scvae_ext.types import CellIndices
+
+__all__ = ["NegativeBinomialLikelihood"]
+
+
+class NegativeBinomialLikelihood(Likelihood):
+    r""":math:`x_g \mid z \sim \operatorname{NB}(\ell\,\rho_g(z),\ \theta_g)`, overdispersed counts."""
+
+    def __init__(
+        self,
+        n_hidden: int,
+        n_genes: int,
+        dispersion: DispersionKind,
+        n_batches: int,
+        n_labels: int,
+        compositional: bool,
+    ) -> None:
+        super().__init__(n_hidden, n_genes, dispersion, n_batches, n_labels, compositional)
+        self.expression_head = ExpressionHead(n_hidden, n_genes, compositional=compositional)
+        self.dispersion = Dispersion(dispersion, n_hidden, n_genes, n_batches, n_labels)
+
+    def initialise(self, statistics: GeneStatistics) -> None:
+        self.expression_head.initialise(statistics.expression)
+        self.dispersion.initialise(statistics.inverse_dispersion)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "*samples cells hidden"],
+        depth: Float[Tensor, "*samples cells"],
+        batch: CellIndices,
+        label: CellIndices,
+    ) -> NegativeBinomial:
+        mean = depth.unsqueeze(-1) * self.expression(hidden)
+        return NegativeBinomial(mean, self.dispersion(hidden, batch, label), validate_args=False)
+
+    def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
+        return self.expression_head(hidden)
+
+    def parameters_by_name(self, px: NegativeBinomial) -> dict[str, Tensor]:
+        return {"mean": px.mean, "dispersions": px.inverse_dispersion}

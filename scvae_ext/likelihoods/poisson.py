@@ -1,0 +1,50 @@
+r"""Poisson counts: the variance is the mean :math:`\ell\rho_g(z)`."""
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from scvae_ext.distributions import Poisson
+from scvae_ext.likelihoods.base import Likelihood
+from scvae_ext.likelihoods.statistics import GeneStatistics
+from scvae_ext.nn import DispersionKind, ExpressionHead
+from scvae_ext.types import CellIndices
+
+__all__ = ["PoissonLikelihood"]
+
+
+class PoissonLikelihood(Likelihood):
+    r""":math:`x_g \mid z \sim \operatorname{Poisson}(\ell\,\rho_g(z))`, sampling noise alone."""
+
+    has_dispersion: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        n_hidden: int,
+        n_genes: int,
+        dispersion: DispersionKind,
+        n_batches: int,
+        n_labels: int,
+        compositional: bool,
+    ) -> None:
+        super().__init__(n_hidden, n_genes, dispersion, n_batches, n_labels, compositional)
+        self.expression_head = ExpressionHead(n_hidden, n_genes, compositional=compositional)
+
+    def initialise(self, statistics: GeneStatistics) -> None:
+        self.expression_head.initialise(statistics.expression)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "*samples cells hidden"],
+        depth: Float[Tensor, "*samples cells"],
+        batch: CellIndices,
+        label: CellIndices,
+    ) -> Poisson:
+        return Poisson(depth.unsqueeze(-1) * self.expression(hidden), validate_args=False)
+
+    def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
+        return self.expression_head(hidden)
+
+    def parameters_by_name(self, px: Poisson) -> dict[str, Tensor]:
+        return {"mean": px.rate}

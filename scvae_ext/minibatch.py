@@ -1,0 +1,142 @@
+"""What one step of training sees: the counts of some cells and what is known about them."""
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scvae_ext.types import CellIndices, CellValues
+
+__all__ = ["Minibatch", "SparseCounts"]
+
+
+@dataclass(frozen=True)
+class SparseCounts:
+    """Counts of some cells by coordinates, row by row, entries equal to zero left out.
+
+    Parameters
+    ----------
+    values
+        The entries that are not zero, in counts.
+    cell_index, gene_index
+        Row and column of each value. Rows ascend; no pair occurs twice.
+    n_cells, n_genes
+        Shape of the matrix.
+    """
+
+    values: Float[Tensor, "nonzero"]
+    cell_index: Int[Tensor, "nonzero"]
+    gene_index: Int[Tensor, "nonzero"]
+    n_cells: int
+    n_genes: int
+
+    @classmethod
+    def from_dense(cls, counts: Float[Tensor, "cells genes"]) -> Self:
+        """Build from a dense matrix.
+
+        Parameters
+        ----------
+        counts
+            Counts of each cell and gene.
+        """
+        cell_index, gene_index = counts.nonzero(as_tuple=True)
+        return cls(counts[cell_index, gene_index], cell_index, gene_index, *counts.shape)
+
+    @cached_property
+    def flat_index(self) -> Int[Tensor, "nonzero"]:
+        """Position of each value in the flattened dense matrix."""
+        return self.cell_index * self.n_genes + self.gene_index
+
+    def dense(self) -> Float[Tensor, "cells genes"]:
+        """Return the same counts as a dense matrix."""
+        return self.scatter(self.values)
+
+    def scatter(self, values: Float[Tensor, "nonzero"]) -> Float[Tensor, "cells genes"]:
+        """Return a dense matrix with other values at the same places, zero elsewhere.
+
+        Parameters
+        ----------
+        values
+            One value for each entry, for example ``values.log1p()``.
+        """
+        flat = values.new_zeros(self.n_cells * self.n_genes)
+        return flat.index_copy(0, self.flat_index, values).view(self.n_cells, self.n_genes)
+
+    def sum_per_cell(self, values: Float[Tensor, "nonzero"]) -> CellValues:
+        """Sum one value for each entry over the genes of each cell.
+
+        Parameters
+        ----------
+        values
+            One value for each entry.
+        """
+        return values.new_zeros(self.n_cells).index_add(0, self.cell_index, values)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return a copy on another device.
+
+        Parameters
+        ----------
+        device, non_blocking
+            As for :meth:`torch.Tensor.to`.
+        """
+        return type(self)(
+            self.values.to(device, non_blocking=non_blocking),
+            self.cell_index.to(device, non_blocking=non_blocking),
+            self.gene_index.to(device, non_blocking=non_blocking),
+            self.n_cells,
+            self.n_genes,
+        )
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """The cells of one step. Where a field was not registered, its tensor is zero or has no columns.
+
+    Parameters
+    ----------
+    counts
+        Observed counts.
+    library_size
+        Total counts of each cell over the registered genes, in counts.
+    size_factor
+        Size factors of the user, or ``None`` where none are registered.
+    batch, label
+        Position of each cell's batch and label in the registry's list of categories.
+    categorical_covariates
+        Position of each cell's category, one column a covariate.
+    continuous_covariates
+        Values of the continuous covariates, standardised, one column a covariate.
+    """
+
+    counts: SparseCounts
+    library_size: CellValues
+    batch: CellIndices
+    label: CellIndices
+    categorical_covariates: Int[Tensor, "cells categorical"]
+    continuous_covariates: Float[Tensor, "cells continuous"]
+    size_factor: CellValues | None = None
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self.counts.n_cells
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return a copy on another device (Lightning calls this).
+
+        Parameters
+        ----------
+        device, non_blocking
+            As for :meth:`torch.Tensor.to`.
+        """
+        moved = {
+            field.name: None
+            if getattr(self, field.name) is None
+            else getattr(self, field.name).to(device, non_blocking=non_blocking)
+            for field in fields(self)
+        }
+        return type(self)(**moved)

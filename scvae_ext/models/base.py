@@ -1,0 +1,460 @@
+"""What every model shares: set-up, training, its AnnData, saving and loading."""
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from jaxtyping import Int
+
+from scvae_ext.data import CellSource, Registry, align, read_registry, setup_anndata, split_indices
+from scvae_ext.likelihoods import gene_statistics
+from scvae_ext.models.defaults import default_max_steps
+from scvae_ext.models.inference import BATCH_SIZE, Cells
+from scvae_ext.models.query import CellSelection, select_cells
+from scvae_ext.models.results import weights_hash, write_result
+from scvae_ext.models.saving import read_model, write_model
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
+    from scvae_ext.modules import DeterministicAutoencoder, VAE
+
+__all__ = ["BaseModel"]
+
+# What users of scvi-tools pass in plan_kwargs, and our names for it.
+PLAN_KWARGS = {"lr": "learning_rate", "weight_decay": "weight_decay", "max_kl_weight": "max_kl_weight"}
+
+
+class BaseModel(ABC):
+    """A module, the registry of the data that it is for, and the AnnData that results go to."""
+
+    latent_key: ClassVar[str]
+    expression_key: ClassVar[str]
+    module: "VAE | DeterministicAutoencoder"
+
+    def __init__(self, adata: AnnData, options: Mapping[str, Any], seed: int) -> None:
+        self._build(read_registry(adata), options, seed)
+        self._adata: AnnData | None = adata
+        self._source: CellSource | None = align(adata, self.registry)
+        self._initialise(self._source)
+
+    def _build(self, registry: Registry, options: Mapping[str, Any], seed: int) -> None:
+        """Build the untrained module without touching the random state of the caller."""
+        for name in ("n_hidden", "n_latent", "n_layers"):
+            value = options[name]
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+        if not 0 <= options["dropout_rate"] < 1:
+            raise ValueError(f"dropout_rate={options['dropout_rate']!r} must be at least 0 and below 1.")
+        self.registry = registry
+        self.seed = seed
+        self._options = dict(options)
+        self._adata = None
+        self._source = None
+        self._history_rows: list[dict[str, float]] = []
+        self._weights_hash: str | None = None
+        self.is_trained = False
+        self.train_indices: Int[np.ndarray, "train"] | None = None
+        self.validation_indices: Int[np.ndarray, "validation"] | None = None
+        self.test_indices: Int[np.ndarray, "test"] | None = None
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.module = self._make_module(registry, self._options)
+        self.module.eval()
+
+    @abstractmethod
+    def _make_module(self, registry: Registry, options: Mapping[str, Any]) -> "VAE | DeterministicAutoencoder":
+        """Build the module for data of this registry."""
+
+    def _initialise(self, source: CellSource) -> None:
+        """Start the module from moments of the data."""
+        minibatches = source.minibatches(np.arange(source.n_cells), BATCH_SIZE)
+        self.module.initialise(gene_statistics(minibatches, compositional=self.registry.size_factor_key is None))
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
+    ) -> None:
+        """Say where counts, batches and covariates are; validate them; write the registry into ``adata.uns``.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes, with raw counts. A view becomes an AnnData of its own.
+        layer
+            Layer with the counts; ``X`` where ``None``.
+        batch_key, labels_key
+            Columns of ``adata.obs`` with the experimental batch and with the cell type.
+        size_factor_key
+            Column with size factors (positive, around one) to use in place of the library size.
+        categorical_covariate_keys, continuous_covariate_keys
+            Columns with further covariates.
+
+        Raises
+        ------
+        ValueError
+            If a key is missing or its values cannot be used; the message names the key, the value and what to do.
+        """
+        setup_anndata(
+            adata,
+            layer=layer,
+            batch_key=batch_key,
+            labels_key=labels_key,
+            size_factor_key=size_factor_key,
+            categorical_covariate_keys=categorical_covariate_keys,
+            continuous_covariate_keys=continuous_covariate_keys,
+        )
+
+    @property
+    def adata(self) -> AnnData:
+        """AnnData that getters read from, and write to, where they are given no other."""
+        if self._adata is None:
+            raise ValueError("The model was loaded without an AnnData: pass adata=..., or set model.adata = adata.")
+        return self._adata
+
+    @adata.setter
+    def adata(self, adata: AnnData) -> None:
+        self._source = align(adata, self.registry)
+        self._adata = adata
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Figures of training, a row a validation; terms are means per cell, the ELBO in nats and higher is better."""
+        return pd.DataFrame(self._history_rows)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        return next(self.module.parameters()).device
+
+    def to_device(self, device: str | torch.device) -> None:
+        """Move the module, for getters.
+
+        Parameters
+        ----------
+        device
+            ``"cpu"``, ``"cuda:0"``, ...
+        """
+        self.module.to(device)
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | str | list[int] = 1,
+        train_size: float = 0.9,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        batch_size: int = 128,
+        early_stopping: bool = True,
+        *,
+        max_steps: int | None = None,
+        learning_rate: float = 4e-3,
+        weight_decay: float = 0.0,
+        kl_warmup: float = 0.3,
+        early_stopping_patience: int | None = None,
+        seed: int | None = None,
+        callbacks: "Sequence[Callback]" = (),
+        enable_progress_bar: bool = True,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        **trainer_options: Any,
+    ) -> None:
+        """Train, and leave the weights of the best validation. Called again, it goes on from there.
+
+        Parameters
+        ----------
+        max_epochs, max_steps
+            Training length, in passes over the training cells or in optimiser steps. By default it follows the number
+            of cells; see the page on training.
+        accelerator, devices
+            As for :class:`lightning.Trainer`.
+        train_size, validation_size, shuffle_set_split
+            Share of the cells to train on and to validate on (by default all others), drawn at random or in order.
+            The first training decides; later ones keep its split.
+        batch_size
+            Cells of a minibatch.
+        early_stopping
+            Whether training may end before its planned length, when the validation score stops improving.
+        learning_rate, weight_decay
+            Peak learning rate and decoupled weight decay of Adam.
+        kl_warmup
+            Fraction of the planned training over which the weight of the KL divergence rises to one.
+        early_stopping_patience
+            Steps without improvement before training ends; by default a quarter of the planned ones.
+        seed
+            Seed of the split, of the order of cells and of every random draw; the model's own by default.
+        callbacks
+            Lightning callbacks; the list is not changed.
+        enable_progress_bar
+            Whether to show a bar, where there is a terminal.
+        plan_kwargs
+            ``lr``, ``weight_decay`` and ``max_kl_weight``, under the names that scvi-tools has for them.
+        **trainer_options
+            Further options of :class:`lightning.Trainer`; an unknown one is an error.
+
+        Raises
+        ------
+        TypeError
+            If an option is unknown.
+        TrainingDivergedError
+            If the objective becomes infinite or not a number.
+        """
+        from scvae_ext.train import TrainingPlan
+        from scvae_ext.train.fit import check_trainer_options, fit
+        from scvae_ext.train.history import History
+
+        check_trainer_options(trainer_options, list(inspect.signature(self.train).parameters))
+        source = self._own_source()
+        seed = self.seed if seed is None else seed
+        # Training that goes on keeps its split, lest cells that were held out are trained on.
+        if self.train_indices is None:
+            split = split_indices(source.n_cells, train_size, validation_size, shuffle_set_split, seed)
+            self.train_indices, self.validation_indices, self.test_indices = split
+        options = {"learning_rate": learning_rate, "weight_decay": weight_decay, **_translate(plan_kwargs or {})}
+        if max_steps is None:
+            max_steps = (
+                default_max_steps(len(self.train_indices), batch_size)
+                if max_epochs is None
+                else max_epochs * math.ceil(len(self.train_indices) / batch_size)
+            )
+        plan = TrainingPlan(
+            max_steps=max_steps,
+            batch_size=batch_size,
+            kl_warmup=0.0 if self.is_trained else kl_warmup,
+            early_stopping=early_stopping,
+            patience=max(1, max_steps // 4) if early_stopping_patience is None else early_stopping_patience,
+            **options,
+        )
+        history = History(self._history_rows)
+        self._weights_hash = None
+        try:
+            fit(
+                self.module,
+                source,
+                self.train_indices,
+                self.validation_indices,
+                plan,
+                seed=seed,
+                history=history,
+                callbacks=callbacks,
+                progress_bar=enable_progress_bar,
+                trainer_options={"accelerator": accelerator, "devices": devices, **trainer_options},
+            )
+            self.is_trained = True
+        finally:
+            self._history_rows = history.rows
+
+    def save(self, dir_path: str | Path, overwrite: bool = False, save_anndata: bool = False) -> None:
+        """Write the model to a folder, under a temporary name first: weights (safetensors), all else (JSON).
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        overwrite
+            Whether a model that is there may be replaced.
+        save_anndata
+            Whether to write the AnnData beside it, as ``adata.h5ad``.
+
+        Raises
+        ------
+        FileExistsError
+            If something is there already that may not be replaced.
+        """
+        from scvae_ext import __version__
+
+        description = {
+            "model_class": type(self).__name__,
+            "version": __version__,
+            "registry": self.registry.to_dict(),
+            "options": self._options,
+            "seed": self.seed,
+            "is_trained": self.is_trained,
+            "history": self._history_rows,
+            "split": {
+                name: None if indices is None else indices.tolist()
+                for name, indices in (
+                    ("train", self.train_indices),
+                    ("validation", self.validation_indices),
+                    ("test", self.test_indices),
+                )
+            },
+        }
+        adata = self.adata if save_anndata else None
+        write_model(dir_path, description, self.module.state_dict(), adata, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, dir_path: str | Path, adata: AnnData | None = None) -> Self:
+        """Read a saved model.
+
+        Parameters
+        ----------
+        dir_path
+            The folder given to :meth:`save`.
+        adata
+            AnnData to use from now on, matched by gene name; without one, getters need ``adata=...``.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no model.
+        ValueError
+            If it is truncated, of another class, or not written by this package.
+        """
+        description, weights = read_model(dir_path)
+        if description["model_class"] != cls.__name__:
+            raise ValueError(
+                f"{dir_path} holds a {description['model_class']}, not a {cls.__name__}: "
+                f"load it with {description['model_class']}.load."
+            )
+        model = cls.__new__(cls)
+        model._build(Registry.from_dict(description["registry"]), description["options"], description["seed"])
+        try:
+            model.module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"The weights in {dir_path} do not belong to its description: {error}.") from error
+        model.is_trained = description["is_trained"]
+        model._history_rows = description["history"]
+        for name, indices in description["split"].items():
+            setattr(model, f"{name}_indices", None if indices is None else np.asarray(indices, dtype=np.int64))
+        if adata is not None:
+            model.adata = adata
+        return model
+
+    def __repr__(self) -> str:
+        changed = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+        state = "trained" if self.is_trained else "not trained"
+        return f"{type(self).__name__}({self.registry.n_genes} genes, {changed}), {state}"
+
+    def _own_source(self) -> CellSource:
+        if self._source is None:
+            self.adata = self.adata
+        if self._source is None:
+            raise RuntimeError("The model has no cells to read from.")
+        return self._source
+
+    def _cells(
+        self,
+        adata: AnnData | None,
+        indices: CellSelection | None,
+        batch_size: int | None,
+        fill_missing_genes: bool,
+    ) -> tuple[AnnData, Cells]:
+        """Return the AnnData that results go to, and its cells that were asked for."""
+        if not self.is_trained:
+            raise RuntimeError(
+                f"The model has not been trained: call model.train() first, or {type(self).__name__}.load."
+            )
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
+        if adata is None or adata is self._adata:
+            adata, source = self.adata, self._own_source()
+        else:
+            source = align(adata, self.registry, fill_missing_genes=fill_missing_genes)
+            self._require_valid(source)
+        return adata, Cells(source, select_cells(indices, source.obs_names), self.device, batch_size)
+
+    def _require_valid(self, source: CellSource) -> None:
+        """Raise where the values of another AnnData do not fit the likelihood."""
+
+    def _write(
+        self,
+        adata: AnnData,
+        slot: Any,
+        key: str | None,
+        values: np.ndarray,
+        cells: Cells,
+        write_subset: bool,
+        arguments: Mapping[str, Any],
+        columns: Sequence[str] | None = None,
+    ) -> None:
+        """Write a result for all cells; for a subset only where the user asked for that."""
+        is_subset = not np.array_equal(cells.positions, np.arange(cells.source.n_cells))
+        if key is None or (is_subset and not write_subset):
+            return
+        write_result(adata, slot, key, values, cells.positions, self._provenance(arguments), columns)
+
+    def _write_expression(
+        self,
+        adata: AnnData,
+        key: str | None,
+        expression: np.ndarray,
+        genes: Sequence[str],
+        cells: Cells,
+        write_subset: bool,
+        arguments: Mapping[str, Any],
+    ) -> None:
+        """Write expression as a layer, or as a data frame in ``obsm`` where its genes are not those of the AnnData."""
+        if list(adata.var_names) == list(genes):
+            self._write(adata, "layers", key, expression, cells, write_subset, arguments)
+        else:
+            self._write(adata, "obsm", key, expression, cells, write_subset, arguments, genes)
+
+    def _provenance(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        from scvae_ext import __version__
+
+        if self._weights_hash is None:
+            self._weights_hash = weights_hash(self.module)
+        return {
+            "version": __version__,
+            "model": type(self).__name__,
+            "options": self._options,
+            "registry": self.registry.hash,
+            "weights": self._weights_hash,
+            "epochs": self._history_rows[-1]["epoch"] if self._history_rows else 0,
+            "model_seed": self.seed,
+            "arguments": dict(arguments),
+        }
+
+
+def reject_unknown(model: type, unknown: Mapping[str, Any]) -> None:
+    """Raise where a model was given an option that it does not have.
+
+    Parameters
+    ----------
+    model
+        The class.
+    unknown
+        Options that its signature does not name.
+
+    Raises
+    ------
+    TypeError
+        Naming the first, the nearest that exist, and all that exist.
+    """
+    if not unknown:
+        return
+    valid = [
+        name
+        for name, parameter in inspect.signature(model.__init__).parameters.items()
+        if name not in ("self", "adata") and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    name = next(iter(unknown))
+    near = get_close_matches(name, valid, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise TypeError(f"{model.__name__} got an unknown option {name!r}.{hint} Options are {', '.join(valid)}.")
+
+
+def _translate(plan_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = [name for name in plan_kwargs if name not in PLAN_KWARGS]
+    if unknown:
+        raise TypeError(
+            f"plan_kwargs holds {unknown[0]!r}, which has no counterpart here. Known are {', '.join(PLAN_KWARGS)}; "
+            "the warm-up of the KL divergence is train(kl_warmup=...), a fraction of the training."
+        )
+    return {PLAN_KWARGS[name]: value for name, value in plan_kwargs.items()}

@@ -1,0 +1,345 @@
+"""What getters compute, minibatch by minibatch, from a trained module and a source of cells."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from scvae_ext.data import CellSource
+from scvae_ext.likelihoods import NormalLikelihood
+from scvae_ext.minibatch import Minibatch
+from scvae_ext.modules import VAE
+
+__all__ = [
+    "Cells",
+    "draw_latent",
+    "elbo_terms",
+    "evaluating",
+    "latent_mean",
+    "library_size",
+    "likelihood_parameters",
+    "marginal_log_likelihood",
+    "normalized_expression",
+    "predictive_samples",
+    "shared_noise",
+]
+
+# Entries of (samples, cells, genes) held at once: 128 MB in single precision.
+MAX_ENTRIES = 2**25
+BATCH_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells of a source, in the order asked for, read in minibatches onto a device.
+
+    Parameters
+    ----------
+    source
+        Where they are read from.
+    positions
+        Which.
+    device
+        Where the module is.
+    batch_size
+        Cells read at once; chosen by the number of genes where ``None``.
+    """
+
+    source: CellSource
+    positions: Int[np.ndarray, "chosen"]
+    device: torch.device
+    batch_size: int | None = None
+
+    def __iter__(self) -> Iterator[tuple[slice, Minibatch]]:
+        """Iterate over rows of the result and their minibatch."""
+        size = self.batch_size or max(1, min(BATCH_SIZE, MAX_ENTRIES // max(self.source.n_genes, 1)))
+        start = 0
+        for minibatch in self.source.minibatches(self.positions, size):
+            yield slice(start, start + minibatch.n_cells), minibatch.to(self.device)
+            start += minibatch.n_cells
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def samples_at_once(self, n_cells: int, n_samples: int) -> list[int]:
+        """Split samples so that (samples, cells, genes) fits into memory.
+
+        Parameters
+        ----------
+        n_cells, n_samples
+            Cells of the minibatch, and samples in all.
+        """
+        most = max(1, min(n_samples, MAX_ENTRIES // max(1, n_cells * self.source.n_genes)))
+        return [len(part) for part in np.array_split(np.empty(n_samples), math.ceil(n_samples / most))]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Switch dropout and batch statistics off, and no gradients, for a while.
+
+    Parameters
+    ----------
+    module
+        The module.
+    """
+    training = module.training
+    module.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        module.train(training)
+
+
+def shared_noise(n_samples: int, n_latent: int, seed: int, device: torch.device) -> Float[Tensor, "samples 1 latent"]:
+    """Return standard normal noise, the same for every cell, in pairs of opposite sign.
+
+    Results then depend neither on the size of a minibatch nor on which other cells were asked for, and errors of odd
+    order cancel within a pair. A single sample is the mean of the posterior.
+
+    Parameters
+    ----------
+    n_samples, n_latent
+        Numbers of samples and of latent dimensions.
+    seed
+        Seed of the noise.
+    device
+        Where to put it.
+    """
+    half = torch.randn(n_samples // 2, 1, n_latent, generator=torch.Generator().manual_seed(seed))
+    middle = torch.zeros(n_samples % 2, 1, n_latent)
+    return torch.cat([half, -half, middle]).to(device)
+
+
+def latent_mean(module: VAE, cells: Cells, n_samples: int, seed: int) -> Float[np.ndarray, "cells latent"]:
+    """Return the posterior mean of each cell, in closed form for a Gaussian and by samples on the simplex.
+
+    Parameters
+    ----------
+    module, cells
+        Of what.
+    n_samples, seed
+        For the simplex.
+    """
+    latent = np.empty((len(cells), module.encoder.mean.out_features), dtype=np.float32)
+    noise = shared_noise(n_samples, latent.shape[1], seed, cells.device)
+    for rows, minibatch in cells:
+        qz = module.encode(minibatch).qz
+        mean = qz.loc if module.latent_distribution == "normal" else module.to_latent(_at(qz, noise)).mean(0)
+        latent[rows] = mean.cpu().numpy()
+    return latent
+
+
+def latent_parameters(module: VAE, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance of the Gaussian posterior of each cell, of shape (cells, latent) each.
+
+    Parameters
+    ----------
+    module, cells
+        Of what.
+    """
+    mean = np.empty((len(cells), module.encoder.mean.out_features), dtype=np.float32)
+    variance = np.empty_like(mean)
+    for rows, minibatch in cells:
+        qz = module.encode(minibatch).qz
+        mean[rows], variance[rows] = qz.loc.cpu().numpy(), qz.scale.square().cpu().numpy()
+    return mean, variance
+
+
+def draw_latent(module: VAE, cells: Cells, n_samples: int, seed: int) -> Float[np.ndarray, "samples cells latent"]:
+    """Return independent samples of each cell's posterior.
+
+    Parameters
+    ----------
+    module, cells, n_samples, seed
+        Of what, how many, and their seed.
+    """
+    generator = torch.Generator(cells.device).manual_seed(seed)
+    draws = np.empty((n_samples, len(cells), module.encoder.mean.out_features), dtype=np.float32)
+    for rows, minibatch in cells:
+        qz = module.encode(minibatch).qz
+        noise = torch.randn(n_samples, *qz.loc.shape, generator=generator, device=cells.device)
+        draws[:, rows] = module.to_latent(_at(qz, noise)).cpu().numpy()
+    return draws
+
+
+def library_size(module: VAE, cells: Cells) -> Float[np.ndarray, "cells"]:
+    """Return the posterior mean of each cell's library size, or the observed one, in counts.
+
+    Parameters
+    ----------
+    module, cells
+        Of what.
+    """
+    sizes = np.empty(len(cells), dtype=np.float32)
+    for rows, minibatch in cells:
+        sizes[rows] = _library(module, minibatch, module.encode(minibatch).log_library).cpu().numpy()
+    return sizes
+
+
+def normalized_expression(
+    module: VAE,
+    cells: Cells,
+    batches: Sequence[int],
+    genes: Int[np.ndarray, "chosen"] | None,
+    depth: float | str,
+    n_samples: int,
+    seed: int,
+    *,
+    average: bool = True,
+) -> Float[np.ndarray, "*samples cells chosen"]:
+    """Return expected expression of each cell and gene under its posterior.
+
+    The encoder runs once a cell, whatever the number of samples and of batches.
+
+    Parameters
+    ----------
+    module, cells
+        Of what.
+    batches
+        Batches to decode with, averaged over; the observed ones where empty.
+    genes
+        Positions of the genes, or ``None`` for all.
+    depth
+        Total that a cell's expression is scaled to, or ``"latent"`` for its own library size.
+    n_samples, seed
+        Samples of the posterior; ``average`` takes their mean.
+    average
+        Whether samples are averaged or returned on the first axis.
+    """
+    n_genes = cells.source.n_genes if genes is None else len(genes)
+    shape = (len(cells), n_genes) if average else (n_samples, len(cells), n_genes)
+    expression = np.zeros(shape, dtype=np.float32)
+    noise = shared_noise(n_samples, module.encoder.mean.out_features, seed, cells.device)
+    columns = None if genes is None else torch.from_numpy(genes).to(cells.device)
+    for rows, minibatch in cells:
+        posterior = module.encode(minibatch)
+        scale = _library(module, minibatch, posterior.log_library) if depth == "latent" else float(depth)
+        scale = scale.unsqueeze(-1) if isinstance(scale, Tensor) else scale
+        targets = [minibatch.batch.new_full((minibatch.n_cells,), batch) for batch in batches] or [None]
+        first = 0
+        for n_at_once in cells.samples_at_once(minibatch.n_cells, n_samples):
+            sample = _at(posterior.qz, noise[first : first + n_at_once])
+            total = sum(_expression(module, sample, minibatch, target, columns) for target in targets)
+            total = total * (scale / len(targets))
+            if average:
+                expression[rows] += (total.sum(0) / n_samples).cpu().numpy()
+            else:
+                expression[first : first + n_at_once, rows] = total.cpu().numpy()
+            first += n_at_once
+    return expression
+
+
+def elbo_terms(module: VAE, cells: Cells, n_samples: int, seed: int) -> dict[str, Float[np.ndarray, "cells"]]:
+    """Return the ELBO of each cell and its terms, averaged over samples, in nats.
+
+    Parameters
+    ----------
+    module, cells, n_samples, seed
+        Of what, from how many samples, and their seed.
+    """
+    generator = torch.Generator(cells.device).manual_seed(seed)
+    result: dict[str, np.ndarray] = {}
+    for rows, minibatch in cells:
+        for _ in range(n_samples):
+            for name, term in module.objective(minibatch, generator).terms().items():
+                values = result.setdefault(name, np.zeros(len(cells)))
+                values[rows] += term.double().cpu().numpy() / n_samples
+    return result
+
+
+def marginal_log_likelihood(module: VAE, cells: Cells, n_samples: int, seed: int) -> Float[np.ndarray, "cells"]:
+    """Return an importance-sampling estimate of each cell's evidence, in nats.
+
+    Parameters
+    ----------
+    module, cells, n_samples, seed
+        Of what, from how many samples, and their seed.
+    """
+    generator = torch.Generator(cells.device).manual_seed(seed)
+    evidence = np.empty(len(cells))
+    for rows, minibatch in cells:
+        parts = [
+            module.log_importance_weights(minibatch, n_at_once, generator)
+            for n_at_once in cells.samples_at_once(minibatch.n_cells, n_samples)
+        ]
+        weights = torch.cat(parts).double()
+        evidence[rows] = (weights.logsumexp(0) - math.log(n_samples)).cpu().numpy()
+    return evidence
+
+
+def likelihood_parameters(
+    module: VAE, cells: Cells, n_samples: int, seed: int
+) -> dict[str, Float[np.ndarray, "cells genes"]]:
+    """Return the parameters of the likelihood of each cell and gene, averaged over samples of the posterior.
+
+    Parameters
+    ----------
+    module, cells, n_samples, seed
+        Of what, from how many samples, and their seed.
+    """
+    noise = shared_noise(n_samples, module.encoder.mean.out_features, seed, cells.device)
+    result: dict[str, np.ndarray] = {}
+    for rows, minibatch in cells:
+        posterior = module.encode(minibatch)
+        log_library = None if posterior.log_library is None else posterior.log_library.loc
+        for one in noise:
+            px = module.decode(_at(posterior.qz, one), minibatch, log_library)
+            for name, value in module.likelihood.parameters_by_name(px).items():
+                full = value.expand(minibatch.n_cells, cells.source.n_genes)
+                array = result.setdefault(name, np.zeros((len(cells), cells.source.n_genes), dtype=np.float32))
+                array[rows] += (full / n_samples).cpu().numpy()
+    return result
+
+
+def predictive_samples(
+    module: VAE, cells: Cells, genes: Int[np.ndarray, "chosen"] | None, n_samples: int, seed: int
+) -> list[sp.csr_matrix]:
+    """Return counts drawn from the posterior predictive distribution, a sparse matrix a sample.
+
+    Parameters
+    ----------
+    module, cells, genes, n_samples, seed
+        Of what, how many, and their seed.
+    """
+    samples: list[list[sp.csr_matrix]] = [[] for _ in range(n_samples)]
+    with torch.random.fork_rng():
+        # torch's distributions draw from the default generator alone.
+        torch.manual_seed(seed)
+        for _, minibatch in cells:
+            posterior = module.encode(minibatch)
+            for of_sample in samples:
+                latent = torch.normal(posterior.qz.loc, posterior.qz.scale)
+                q_library = posterior.log_library
+                log_library = None if q_library is None else torch.normal(q_library.loc, q_library.scale)
+                counts = module.decode(latent, minibatch, log_library).sample()
+                if isinstance(module.likelihood, NormalLikelihood):
+                    counts = module.likelihood.to_counts(counts, module.depth(minibatch, log_library)).round()
+                counts = counts if genes is None else counts[:, torch.from_numpy(genes)]
+                of_sample.append(sp.csr_matrix(counts.cpu().numpy()))
+    return [sp.vstack(of_sample, format="csr") for of_sample in samples]
+
+
+def _at(qz: Normal, noise: Tensor) -> Tensor:
+    return qz.loc + qz.scale * noise
+
+
+def _library(module: VAE, minibatch: Minibatch, log_library: Normal | None) -> Float[Tensor, "cells"]:
+    """Mean of the log-normal posterior of the library size, or what was observed."""
+    if log_library is None:
+        return minibatch.library_size
+    return torch.exp(log_library.loc + 0.5 * log_library.scale.square())
+
+
+def _expression(
+    module: VAE, sample: Tensor, minibatch: Minibatch, batch: Tensor | None, columns: Tensor | None
+) -> Float[Tensor, "samples cells chosen"]:
+    expression = module.likelihood.expression(module.decode_hidden(sample, minibatch, batch))
+    return expression if columns is None else expression[..., columns]

@@ -1,0 +1,133 @@
+"""Which cells and genes a getter was asked for."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+
+__all__ = ["CellSelection", "GeneSelection", "select_cells", "select_genes", "select_options"]
+
+CELLS_MAY_BE = "positions, a boolean mask with one entry a cell, or names of adata.obs_names"
+CellSelection = Sequence[int] | Sequence[bool] | Sequence[str] | np.ndarray | pd.Index | pd.Series
+GeneSelection = Sequence[str] | np.ndarray | pd.Index | pd.Series
+
+
+def select_cells(indices: CellSelection | None, obs_names: pd.Index) -> Int[np.ndarray, "chosen"]:
+    """Return the positions of the cells asked for, in the order in which they were asked for.
+
+    Parameters
+    ----------
+    indices
+        Positions, a boolean mask or names; all cells where ``None``.
+    obs_names
+        Names of all cells.
+
+    Raises
+    ------
+    ValueError, IndexError
+        If the mask has another length, a name is missing, or a position does not exist.
+    """
+    n_cells = len(obs_names)
+    if indices is None:
+        return np.arange(n_cells)
+    asked = np.atleast_1d(np.asarray(indices))
+    if asked.ndim != 1:
+        raise ValueError(f"indices has {asked.ndim} axes: pass {CELLS_MAY_BE}.")
+    if asked.size == 0:
+        raise ValueError(f"indices selects no cell: pass {CELLS_MAY_BE}, or None for all cells.")
+    if asked.dtype == bool:
+        if len(asked) != n_cells:
+            raise ValueError(f"indices is a mask of {len(asked)} entries, but there are {n_cells} cells.")
+        if not asked.any():
+            raise ValueError("indices is a mask that selects no cell.")
+        return np.flatnonzero(asked)
+    if np.issubdtype(asked.dtype, np.integer):
+        outside = asked[(asked >= n_cells) | (asked < -n_cells)]
+        if len(outside):
+            raise IndexError(f"indices holds {outside[0]}, but there are {n_cells} cells (0 to {n_cells - 1}).")
+        return np.where(asked < 0, asked + n_cells, asked).astype(np.int64)
+    return _positions_of_names(asked, obs_names, "indices", "adata.obs_names", CELLS_MAY_BE)
+
+
+def select_genes(gene_list: GeneSelection | None, var_names: Sequence[str]) -> Int[np.ndarray, "chosen"] | None:
+    """Return the positions of the genes asked for, in the order in which they were asked for, or ``None`` for all.
+
+    Parameters
+    ----------
+    gene_list
+        Names of genes.
+    var_names
+        Names of the model's genes.
+
+    Raises
+    ------
+    ValueError
+        If a gene is not among the model's, or is asked for twice.
+    """
+    if gene_list is None:
+        return None
+    if isinstance(gene_list, str):
+        raise ValueError(f"gene_list={gene_list!r} is one string: pass a list, [{gene_list!r}].")
+    asked = np.asarray(gene_list)
+    if asked.size == 0:
+        raise ValueError("gene_list is empty: pass names of genes, or None for all genes.")
+    repeated = pd.Index(asked)[pd.Index(asked).duplicated()]
+    if len(repeated):
+        raise ValueError(f"gene_list names {repeated[0]!r} more than once: pass each gene once.")
+    return _positions_of_names(asked, pd.Index(var_names), "gene_list", "the model's genes", "names of genes")
+
+
+def select_options(
+    argument: str, asked: str | Sequence[str] | None, valid: Sequence[str], key: str | None
+) -> list[int]:
+    """Return the positions of the categories asked for.
+
+    Parameters
+    ----------
+    argument
+        Name of the argument, for the error.
+    asked
+        A category, several, or ``None`` for none.
+    valid
+        The categories that the model knows.
+    key
+        Column that they come from.
+
+    Raises
+    ------
+    ValueError
+        If a category is unknown.
+    """
+    if asked is None:
+        return []
+    names = (
+        [asked] if isinstance(asked, str) or not isinstance(asked, Sequence | np.ndarray | pd.Index) else list(asked)
+    )
+    if not valid:
+        raise ValueError(f"{argument}={asked!r} needs batches: pass batch_key=... to setup_anndata and train again.")
+    if not names:
+        raise ValueError(f"{argument} is an empty list: pass names of {key!r}, or None for the observed ones.")
+    positions = {name: position for position, name in enumerate(valid)}
+    unknown = [name for name in names if str(name) not in positions]
+    if unknown:
+        raise ValueError(
+            f"{argument} holds {unknown[0]!r}, which is not in {key!r}; known are {', '.join(map(repr, valid))}."
+        )
+    return [positions[str(name)] for name in names]
+
+
+def _positions_of_names(
+    asked: np.ndarray, names: pd.Index, argument: str, where: str, what: str
+) -> Int[np.ndarray, "chosen"]:
+    positions = names.get_indexer(pd.Index(asked)) if names.is_unique else None
+    if positions is None:
+        raise ValueError(f"{where} are not unique, so that {argument} cannot name them: pass positions instead.")
+    missing = asked[positions < 0]
+    if len(missing):
+        near = get_close_matches(str(missing[0]), list(map(str, names)), n=3)
+        hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"{argument} holds {missing[0]!r}{others}, not among {where}: pass {what}.{hint}")
+    return positions

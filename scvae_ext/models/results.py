@@ -1,0 +1,74 @@
+"""Writing results into an AnnData, each with a record of where it came from."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from jaxtyping import Float, Int
+from torch import nn
+
+from scvae_ext.data import make_actual, record_result
+
+__all__ = ["weights_hash", "write_result"]
+
+
+def write_result(
+    adata: AnnData,
+    slot: Literal["obsm", "layers", "obs"],
+    key: str,
+    values: Float[np.ndarray, "chosen ..."],
+    positions: Int[np.ndarray, "chosen"],
+    provenance: Mapping[str, Any],
+    columns: Sequence[str] | None = None,
+) -> None:
+    """Write one value, row or matrix for each cell; cells that were not asked for get NaN.
+
+    Parameters
+    ----------
+    adata
+        Where to write.
+    slot, key
+        Where in it.
+    values
+        Rows in the order of ``positions``.
+    positions
+        Cells that the rows belong to.
+    provenance
+        What to record beside the time.
+    columns
+        Names of the columns, to write a data frame.
+
+    Raises
+    ------
+    ValueError
+        If a cell was asked for twice, so that its row is ambiguous.
+    """
+    if not np.array_equal(positions, np.arange(adata.n_obs)):
+        if len(np.unique(positions)) < len(positions):
+            raise ValueError("Some cells were asked for more than once: pass key_added=None to write nothing.")
+        full = np.full((adata.n_obs, *values.shape[1:]), np.nan, dtype=values.dtype)
+        full[positions] = values
+        values = full
+    make_actual(adata)
+    content = values if columns is None else pd.DataFrame(values, index=adata.obs_names, columns=list(columns))
+    getattr(adata, slot)[key] = content
+    record_result(adata, f'{slot}["{key}"]', {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Return a fingerprint of the weights, 16 hexadecimal digits of SHA-256.
+
+    Parameters
+    ----------
+    module
+        Whose weights.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

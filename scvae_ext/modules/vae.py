@@ -1,0 +1,324 @@
+"""The variational autoencoder of counts."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, Normal
+
+from scvae_ext.likelihoods import GeneLikelihood, GeneStatistics, depth, make_likelihood
+from scvae_ext.minibatch import Minibatch
+from scvae_ext.modules.elbo import elbo, log_importance_weights
+from scvae_ext.modules.outputs import Elbo, Posterior, VAEOutput
+from scvae_ext.modules.trainable import Trainable
+from scvae_ext.nn import (
+    MLP,
+    BatchRepresentation,
+    CovariateColumns,
+    DispersionKind,
+    Encoder,
+    LibraryEncoder,
+    Normalisation,
+)
+from scvae_ext.types import CellIndices, CellsByHidden, CellValues
+
+__all__ = ["VAE", "LatentDistribution"]
+
+LatentDistribution = Literal["normal", "ln"]
+
+MIN_LIBRARY_VARIANCE = 1e-4
+
+
+class VAE(Trainable):
+    r"""Encoder, standard normal prior, decoder and likelihood.
+
+    .. math::
+        z \sim \mathcal N(0, I), \qquad h = \operatorname{decoder}(z, s), \qquad
+        x_g \mid z \sim p(x_g \mid \ell\,\rho_g(h), \dots)
+
+    with batch and covariates :math:`s`, library size :math:`\ell` and expression :math:`\rho`.
+
+    Parameters
+    ----------
+    n_genes, n_batches, n_labels, n_categories, n_continuous
+        What the data have; ``n_categories`` counts the categories of each categorical covariate.
+    n_hidden, n_latent, n_layers
+        Units of a hidden layer, latent dimensions, hidden layers of encoder and of decoder.
+    dropout_rate
+        Dropout of the encoder.
+    dispersion, gene_likelihood
+        As for :func:`~scvae_ext.likelihoods.make_likelihood`.
+    latent_distribution
+        ``"normal"``, or ``"ln"``: the Gaussian sample is mapped onto the simplex by a softmax.
+    use_observed_lib_size
+        Whether the library size is the observed total or a latent variable with a log-normal prior.
+    use_size_factor
+        Whether size factors take the place of the library size.
+    encode_covariates, deeply_inject_covariates, batch_representation
+        Whether the encoder sees the covariates, whether every layer does, and how batches are represented.
+    encoder_normalisation, decoder_normalisation
+        ``"batch"``, ``"layer"`` or ``"none"``.
+    """
+
+    monitor = "elbo"
+    monitor_mode = "max"
+    library_log_means: Tensor
+    library_log_variances: Tensor
+
+    def __init__(
+        self,
+        n_genes: int,
+        *,
+        n_batches: int = 1,
+        n_labels: int = 1,
+        n_categories: Sequence[int] = (),
+        n_continuous: int = 0,
+        n_hidden: int = 128,
+        n_latent: int = 10,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        dispersion: DispersionKind = "gene",
+        gene_likelihood: GeneLikelihood = "nb",
+        latent_distribution: LatentDistribution = "normal",
+        use_observed_lib_size: bool = True,
+        use_size_factor: bool = False,
+        encode_covariates: bool = False,
+        deeply_inject_covariates: bool = True,
+        batch_representation: BatchRepresentation = "one-hot",
+        encoder_normalisation: Normalisation = "batch",
+        decoder_normalisation: Normalisation = "batch",
+    ) -> None:
+        super().__init__()
+        if latent_distribution not in get_args(LatentDistribution):
+            raise ValueError(f'latent_distribution={latent_distribution!r} is not known: use "normal" or "ln".')
+        if batch_representation not in get_args(BatchRepresentation):
+            raise ValueError(
+                f'batch_representation={batch_representation!r} is not known: use "one-hot" or "embedding".'
+            )
+        self.latent_distribution = latent_distribution
+        self.encode_covariates = encode_covariates
+        self.covariates = CovariateColumns(n_batches, n_categories, n_continuous, batch_representation)
+        n_encoder_covariates = self.covariates.n_columns if encode_covariates else 0
+        self.encoder = Encoder(
+            n_genes,
+            n_hidden,
+            n_latent,
+            n_layers,
+            n_encoder_covariates,
+            inject_everywhere=deeply_inject_covariates,
+            normalisation=encoder_normalisation,
+            dropout_rate=dropout_rate,
+        )
+        self.decoder = MLP(
+            n_latent,
+            n_hidden,
+            n_layers,
+            self.covariates.n_columns,
+            inject_everywhere=deeply_inject_covariates,
+            normalisation=decoder_normalisation,
+        )
+        self.likelihood = make_likelihood(
+            gene_likelihood,
+            n_hidden,
+            n_genes,
+            dispersion=dispersion,
+            n_batches=n_batches,
+            n_labels=n_labels,
+            compositional=not use_size_factor,
+        )
+        self.library_encoder: LibraryEncoder | None = None
+        if not use_observed_lib_size and not use_size_factor:
+            self.library_encoder = LibraryEncoder(
+                n_genes,
+                n_hidden,
+                n_encoder_covariates,
+                normalisation=encoder_normalisation,
+                dropout_rate=dropout_rate,
+            )
+            self.register_buffer("library_log_means", torch.zeros(n_batches))
+            self.register_buffer("library_log_variances", torch.ones(n_batches))
+
+    def initialise(self, statistics: GeneStatistics) -> None:
+        """Start the likelihood from moments of the data.
+
+        Parameters
+        ----------
+        statistics
+            Moments of each gene.
+        """
+        self.likelihood.initialise(statistics)
+
+    def initialise_library(self, library_size: CellValues, batch: CellIndices) -> None:
+        """Set the prior of each batch's log library size to the mean and variance observed in it.
+
+        Parameters
+        ----------
+        library_size, batch
+            Total counts and batch of each training cell.
+        """
+        if self.library_encoder is None:
+            return
+        log_size = library_size.log()
+        for row in batch.unique().tolist():
+            of_batch = log_size[batch == row]
+            self.library_log_means[row] = of_batch.mean()
+            # A batch whose cells all have one size still needs a proper prior.
+            self.library_log_variances[row] = of_batch.var(correction=0).clamp_min(MIN_LIBRARY_VARIANCE)
+
+    def encode(self, minibatch: Minibatch) -> Posterior:
+        """Return the variational posterior of each cell.
+
+        Parameters
+        ----------
+        minibatch
+            The cells.
+        """
+        x = minibatch.counts.scatter(minibatch.counts.values.log1p())
+        covariates = self.covariates(minibatch) if self.encode_covariates else x.new_empty(len(x), 0)
+        qz = self.encoder(x, covariates)
+        if self.library_encoder is None:
+            return Posterior(qz, None)
+        return Posterior(qz, self.library_encoder(x, covariates, minibatch.library_size.log()))
+
+    def to_latent(self, sample: Float[Tensor, "*samples cells latent"]) -> Float[Tensor, "*samples cells latent"]:
+        """Map a Gaussian sample to the latent space: itself, or a point of the simplex for ``"ln"``.
+
+        Parameters
+        ----------
+        sample
+            Sample of the Gaussian posterior or prior.
+        """
+        return sample.softmax(dim=-1) if self.latent_distribution == "ln" else sample
+
+    def decode_hidden(
+        self,
+        sample: Float[Tensor, "*samples cells latent"],
+        minibatch: Minibatch,
+        batch: CellIndices | None = None,
+    ) -> Float[Tensor, "*samples cells hidden"]:
+        """Return the decoder's activations.
+
+        Parameters
+        ----------
+        sample
+            Gaussian sample of each cell.
+        minibatch
+            The cells, for their covariates.
+        batch
+            Batches to use in place of the observed ones.
+        """
+        return self.decoder(self.to_latent(sample), self.covariates(minibatch, batch))
+
+    def depth(self, minibatch: Minibatch, log_library: Tensor | None) -> Float[Tensor, "*samples cells"]:
+        """Return what expression is multiplied with: size factor, latent or observed library size.
+
+        Parameters
+        ----------
+        minibatch
+            The cells.
+        log_library
+            Sample of the log library size, where it is latent.
+        """
+        return depth(minibatch) if log_library is None else log_library.exp()
+
+    def decode(
+        self,
+        sample: Float[Tensor, "*samples cells latent"],
+        minibatch: Minibatch,
+        log_library: Tensor | None = None,
+        batch: CellIndices | None = None,
+    ) -> Distribution:
+        """Return p(x given z).
+
+        Parameters
+        ----------
+        sample, minibatch, batch
+            As for :meth:`decode_hidden`.
+        log_library
+            Sample of the log library size, where it is latent.
+        """
+        hidden: CellsByHidden = self.decode_hidden(sample, minibatch, batch)
+        return self.likelihood(
+            hidden,
+            self.depth(minibatch, log_library),
+            minibatch.batch if batch is None else batch,
+            minibatch.label,
+        )
+
+    def forward(
+        self,
+        minibatch: Minibatch,
+        n_samples: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> VAEOutput:
+        """Encode, sample and decode.
+
+        Parameters
+        ----------
+        minibatch
+            The cells.
+        n_samples
+            Number of samples on a leading axis; one without such an axis where ``None``.
+        generator
+            Source of randomness.
+        """
+        posterior = self.encode(minibatch)
+        latent = reparameterised_sample(posterior.qz, n_samples, generator)
+        log_library = (
+            None
+            if posterior.log_library is None
+            else reparameterised_sample(posterior.log_library, n_samples, generator)
+        )
+        return VAEOutput(posterior, latent, log_library, self.decode(latent, minibatch, log_library))
+
+    def library_prior(self, minibatch: Minibatch) -> Normal | None:
+        """Return the prior of the log library size of each cell's batch, where it is latent.
+
+        Parameters
+        ----------
+        minibatch
+            The cells.
+        """
+        if self.library_encoder is None:
+            return None
+        variance = self.library_log_variances[minibatch.batch]
+        return Normal(self.library_log_means[minibatch.batch], variance.sqrt(), validate_args=False)
+
+    def objective(self, minibatch: Minibatch, generator: torch.Generator | None = None) -> Elbo:
+        """Return the ELBO of each cell at one sample."""
+        return elbo(self(minibatch, None, generator), self.likelihood, minibatch, self.library_prior(minibatch))
+
+    def log_importance_weights(
+        self, minibatch: Minibatch, n_samples: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "samples cells"]:
+        """Return log importance weights of the evidence.
+
+        Parameters
+        ----------
+        minibatch, n_samples, generator
+            As for :meth:`forward`.
+        """
+        output = self(minibatch, n_samples, generator)
+        return log_importance_weights(output, self.likelihood, minibatch, self.library_prior(minibatch))
+
+
+def reparameterised_sample(
+    distribution: Normal, n_samples: int | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    r"""Return :math:`\mu + \sigma\varepsilon` with :math:`\varepsilon \sim \mathcal N(0, 1)`, differentiable in both.
+
+    Parameters
+    ----------
+    distribution
+        A Gaussian.
+    n_samples
+        Length of a leading axis of samples, or ``None`` for none.
+    generator
+        Source of randomness.
+    """
+    loc = distribution.loc
+    shape = loc.shape if n_samples is None else (n_samples, *loc.shape)
+    noise = torch.randn(shape, generator=generator, device=loc.device, dtype=loc.dtype)
+    return torch.addcmul(loc, distribution.scale, noise)

@@ -1,0 +1,187 @@
+"""Output heads: from the decoder's hidden layer to the parameters of a likelihood."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scvae_ext.types import CellIndices, GeneValues
+
+__all__ = ["Dispersion", "DispersionKind", "ExpressionHead", "LogExpressionHead", "ZeroInflationHead"]
+
+DispersionKind = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
+
+# Beyond exp(23) = 1e10 a negative binomial cannot be told from a Poisson, below exp(-10) all counts are zero.
+LOG_DISPERSION_RANGE = (-10.0, 23.0)
+
+
+class ExpressionHead(nn.Module):
+    r"""Expected expression per unit of depth.
+
+    With the library size as depth this is a share, :math:`\rho = \operatorname{softmax}(W h + b)`, which sums to one
+    over the genes of a cell. With size factors it is a rate, :math:`\rho = \operatorname{softplus}(W h + b)`.
+
+    Parameters
+    ----------
+    n_hidden, n_genes
+        Number of inputs and of genes.
+    compositional
+        Whether the values of a cell sum to one.
+    """
+
+    def __init__(self, n_hidden: int, n_genes: int, *, compositional: bool = True) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_hidden, n_genes)
+        self.compositional = compositional
+
+    def initialise(self, expression: GeneValues) -> None:
+        """Start from the mean expression of each gene.
+
+        Parameters
+        ----------
+        expression
+            Mean over cells of counts per unit of depth.
+        """
+        start = expression.clamp_min(float(expression[expression > 0].min()) / 2)
+        with torch.no_grad():
+            self.linear.bias.copy_(start.log() if self.compositional else start + torch.log(-torch.expm1(-start)))
+
+    def forward(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
+        """Return the expression of each cell and gene.
+
+        Parameters
+        ----------
+        hidden
+            Activations of the decoder.
+        """
+        logits = self.linear(hidden)
+        return logits.softmax(dim=-1) if self.compositional else functional.softplus(logits)
+
+
+class LogExpressionHead(nn.Module):
+    r"""Expected log-normalised expression, :math:`y = W h + b`.
+
+    Parameters
+    ----------
+    n_hidden, n_genes
+        Number of inputs and of genes.
+    compositional
+        Whether the expression that it stands for sums to one per cell.
+    """
+
+    def __init__(self, n_hidden: int, n_genes: int, *, compositional: bool = True) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_hidden, n_genes)
+        self.compositional = compositional
+
+    def initialise(self, log_mean: GeneValues) -> None:
+        """Start from the mean of each gene.
+
+        Parameters
+        ----------
+        log_mean
+            Mean over cells of the log-normalised values.
+        """
+        with torch.no_grad():
+            self.linear.bias.copy_(log_mean)
+
+    def forward(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
+        """Return the expected log-normalised values.
+
+        Parameters
+        ----------
+        hidden
+            Activations of the decoder.
+        """
+        return self.linear(hidden)
+
+    def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
+        """Return expression per unit of depth: the values taken back from the log, none below zero.
+
+        Parameters
+        ----------
+        hidden
+            Activations of the decoder.
+        """
+        expression = torch.expm1(self(hidden).clamp_min(0))
+        if not self.compositional:
+            return expression
+        return expression / expression.sum(-1, keepdim=True).clamp_min(torch.finfo(expression.dtype).tiny)
+
+
+class Dispersion(nn.Module):
+    r"""Inverse dispersion :math:`\theta > 0` (or a standard deviation), held as its logarithm.
+
+    Parameters
+    ----------
+    kind
+        One value a gene (``"gene"``), a gene and batch (``"gene-batch"``), a gene and label (``"gene-label"``), or a
+        gene and cell, read from the decoder (``"gene-cell"``).
+    n_hidden, n_genes, n_batches, n_labels
+        Numbers of decoder units, genes, batches and labels.
+    """
+
+    def __init__(self, kind: DispersionKind, n_hidden: int, n_genes: int, n_batches: int, n_labels: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.linear = nn.Linear(n_hidden, n_genes) if kind == "gene-cell" else None
+        rows = {"gene": (), "gene-batch": (n_batches,), "gene-label": (n_labels,)}
+        self.log_value = None if kind == "gene-cell" else nn.Parameter(torch.zeros(*rows[kind], n_genes))
+
+    def initialise(self, value: GeneValues) -> None:
+        """Start from one value a gene.
+
+        Parameters
+        ----------
+        value
+            Estimates of each gene, for example by moments.
+        """
+        parameter = self.log_value if self.linear is None else self.linear.bias
+        with torch.no_grad():
+            parameter.copy_(value.log().expand_as(parameter))
+
+    def forward(
+        self, hidden: Float[Tensor, "*samples cells hidden"], batch: CellIndices, label: CellIndices
+    ) -> Float[Tensor, "*cells genes"]:
+        """Return the values, of shape (genes,) for ``"gene"`` and (..., cells, genes) otherwise.
+
+        Parameters
+        ----------
+        hidden, batch, label
+            Activations of the decoder, batch and label of each cell.
+        """
+        if self.linear is not None:
+            return self.linear(hidden).clamp(*LOG_DISPERSION_RANGE).exp()
+        value = self.log_value.clamp(*LOG_DISPERSION_RANGE).exp()
+        rows = {"gene-batch": batch, "gene-label": label}
+        return value[rows[self.kind]] if self.kind in rows else value
+
+
+class ZeroInflationHead(nn.Module):
+    r"""Logits of the probability :math:`\pi` of an extra zero, for each cell and gene.
+
+    Parameters
+    ----------
+    n_hidden, n_genes
+        Number of inputs and of genes.
+    """
+
+    START = -3.0
+
+    def __init__(self, n_hidden: int, n_genes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_hidden, n_genes)
+        with torch.no_grad():
+            self.linear.bias.fill_(self.START)
+
+    def forward(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
+        """Return the logits.
+
+        Parameters
+        ----------
+        hidden
+            Activations of the decoder.
+        """
+        return self.linear(hidden)

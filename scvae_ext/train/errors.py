@@ -1,0 +1,7 @@
+"""What can go wrong in training."""
+
+__all__ = ["TrainingDivergedError"]
+
+
+class TrainingDivergedError(RuntimeError):
+    """The objective became infinite or not a number."""

@@ -1,0 +1,87 @@
+"""How long, how fast and with which weights: the plan of one training run."""
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["TrainingPlan"]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything that an optimiser step depends on besides data and weights.
+
+    Parameters
+    ----------
+    max_steps
+        Number of optimiser steps.
+    batch_size
+        Cells of a minibatch.
+    learning_rate
+        Peak of the schedule.
+    lr_warmup
+        Fraction of the steps over which the learning rate rises linearly to its peak; it then falls along a cosine.
+    kl_warmup
+        Fraction of the steps over which the weight of the KL divergence rises linearly to ``max_kl_weight``.
+    max_kl_weight
+        Final weight of the KL divergence; one for the evidence lower bound.
+    weight_decay
+        Decoupled weight decay of the optimiser.
+    early_stopping
+        Whether training ends when the validation score no longer improves.
+    patience
+        Number of steps without improvement before it does.
+    validate_every
+        Number of steps between two validations, rounded to whole epochs where an epoch is shorter.
+    """
+
+    max_steps: int
+    batch_size: int = 128
+    learning_rate: float = 4e-3
+    lr_warmup: float = 0.1
+    kl_warmup: float = 0.3
+    max_kl_weight: float = 1.0
+    weight_decay: float = 0.0
+    early_stopping: bool = True
+    patience: int = 500
+    validate_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "patience", "validate_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or int(value) != value or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate={self.learning_rate!r} must be positive; the default is 4e-3.")
+        for name in ("lr_warmup", "kl_warmup"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value!r} must be a fraction of the training, between 0 and 1.")
+        for name in ("max_kl_weight", "weight_decay"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}={value!r} must be at least 0.")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from zero.
+
+        Parameters
+        ----------
+        step
+            The step.
+        """
+        rise = self.lr_warmup * self.max_steps
+        if step < rise:
+            return self.learning_rate * (step + 1) / (rise + 1)
+        fall = (step - rise) / max(self.max_steps - rise, 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(fall, 1.0)))
+
+    def kl_weight_at(self, step: int) -> float:
+        """Return the weight of the KL divergence at a step, counted from zero.
+
+        Parameters
+        ----------
+        step
+            The step.
+        """
+        rise = self.kl_warmup * self.max_steps
+        return self.max_kl_weight * min(1.0, (step + 1) / rise) if rise > 0 else self.max_kl_weight

@@ -1,0 +1,95 @@
+import anndata as ad
+import numpy as np
+import pytest
+
+from scvae_ext.cli import main
+from scvae_ext.datasets import synthetic_counts
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "counts.h5ad"
+    adata = synthetic_counts(n_cells=200, n_genes=60, n_types=3, n_batches=2, seed=0)
+    adata.layers["counts"] = adata.X.copy()
+    adata.write_h5ad(path)
+    return path
+
+
+def _error(capsys, *arguments):
+    """Run ``fit``, which has to fail, and return its one line."""
+    assert main(["fit", *map(str, arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("scvae-ext fit: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_writes_the_results_of_the_data_named(counts, tmp_path, capsys):
+    out, figure = tmp_path / "out.h5ad", tmp_path / "figure.png"
+    words = [counts, "--layer", "counts", "--batch-key", "batch", "--labels-key", "cell_type", "--n-latent", 4]
+    words += ["--max-epochs", 2, "--out", out, "--figure", figure, "--normalized-expression"]
+    assert main(["fit", *map(str, words)]) == 0
+    printed = capsys.readouterr().out
+    assert "held-out ELBO: -" in printed
+    assert "Leiden clusters against cell_type: ARI " in printed
+
+    before, after = ad.read_h5ad(counts), ad.read_h5ad(out)
+    assert after.obsm["X_scvae"].shape == (200, 4)
+    assert np.isfinite(after.obsm["X_scvae"]).all()
+    np.testing.assert_allclose(np.asarray(after.layers["scvae_normalized"].sum(1)).ravel(), 1.0, rtol=1e-4)
+    assert (after.X != before.X).nnz == 0
+    assert after.obs_names.equals(before.obs_names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "out.h5ad"]
+
+
+def test_the_seed_decides_everything(counts, tmp_path):
+    latent = {}
+    for name, seed in {"first": 3, "again": 3, "other": 4}.items():
+        out = tmp_path / f"{name}.h5ad"
+        assert main(["fit", str(counts), "--max-epochs", "1", "--seed", str(seed), "--out", str(out)]) == 0
+        latent[name] = ad.read_h5ad(out).obsm["X_scvae"]
+    np.testing.assert_array_equal(latent["first"], latent["again"])
+    assert not np.array_equal(latent["first"], latent["other"])
+
+
+def test_the_output_is_checked_before_the_input_is_read(tmp_path, capsys):
+    out = tmp_path / "out.h5ad"
+    out.write_text("precious")
+    message = _error(capsys, tmp_path / "missing.h5ad", "--out", out)
+    assert f"{out} exists; add --overwrite" in message
+    assert out.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "{tmp}/out.csv"], "does not end in .h5ad"),
+        (["--out", "{tmp}/no/out.h5ad"], "does not exist; make it first"),
+        (["--out", "{tmp}/out.h5ad", "--color", "batch"], "add --figure"),
+        (["--out", "{tmp}/out.h5ad", "--figure", "{tmp}/f.doc", "--color", "batch"], "no known suffix"),
+        (["--out", "{tmp}/out.h5ad", "--figure", "{tmp}/f.png"], "needs --color KEY"),
+        (["--out", "{tmp}/out.h5ad", "--figure", "{tmp}/f.png", "--color", "tpye"], "'tpye' is neither a column"),
+        (["--out", "{tmp}/out.h5ad", "--layer", "cuonts"], "cuonts"),
+        (["--out", "{tmp}/out.h5ad", "--batch-key", "donor"], "donor"),
+        (["--out", "{tmp}/out.h5ad", "--gene-likelihood", "negbin"], "negbin"),
+        (["--out", "{tmp}/out.h5ad", "--n-latent", "0"], "n_latent"),
+        (["--out", "{tmp}/out.h5ad", "--max-epochs", "0"], "max_epochs"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing_behind(counts, words, message, tmp_path, capsys):
+    assert message in _error(capsys, counts, *(word.format(tmp=tmp_path) for word in words))
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_no_h5ad(tmp_path, capsys):
+    assert "is not a file" in _error(capsys, tmp_path / "missing.h5ad", "--out", tmp_path / "out.h5ad")
+    text = tmp_path / "text.h5ad"
+    text.write_text("gene,cell\n")
+    assert "cannot be read as .h5ad" in _error(capsys, text, "--out", tmp_path / "out.h5ad")
+
+
+def test_overwrites_when_told(counts, tmp_path):
+    out = tmp_path / "out.h5ad"
+    out.write_text("old")
+    assert main(["fit", str(counts), "--max-epochs", "1", "--out", str(out), "--overwrite"]) == 0
+    assert "X_scvae" in ad.read_h5ad(out).obsm
