@@ -1,6 +1,6 @@
 """What one step of training sees: the counts of some cells and what is known about them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Self
 
@@ -134,9 +134,8 @@ class Minibatch:
             As for :meth:`torch.Tensor.to`.
         """
         moved = {
-            field.name: None
-            if getattr(self, field.name) is None
-            else getattr(self, field.name).to(device, non_blocking=non_blocking)
+            field.name: value.to(device, non_blocking=non_blocking)
             for field in fields(self)
+            if (value := getattr(self, field.name)) is not None
         }
-        return type(self)(**moved)
+        return replace(self, **moved)

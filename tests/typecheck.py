@@ -4,5 +4,11 @@ from typing import Any, Self
 
 from beartype import BeartypeConf, FrozenDict, beartype
 
-# jaxtyping decorates methods one by one, where beartype cannot know what ``Self`` stands for.
-check = beartype(conf=BeartypeConf(hint_overrides=FrozenDict({Self: Any})))
+check = beartype(
+    conf=BeartypeConf(
+        # jaxtyping decorates methods one by one, where beartype cannot know what ``Self`` stands for.
+        hint_overrides=FrozenDict({Self: Any}),
+        # An int is a float to mypy, too.
+        is_pep484_tower=True,
+    )
+)

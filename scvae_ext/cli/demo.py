@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
-from scvae_ext.cli.clusters import add_clusters, add_pca, agreement, draw
 from scvae_ext.cli.files import UserError, check_writable, replacing
+from scvae_ext.cli.quality import add_clusters, add_pca, agreement, draw, held_out_elbo
 from scvae_ext.datasets import pbmc68k_reduced
 from scvae_ext.models import SCVAE
 
@@ -42,7 +42,7 @@ def demo(folder: Path, *, seed: int = 0) -> None:
     model.train(seed=seed)
     model.get_latent_representation()
     model.get_normalized_expression()
-    elbo = model.get_elbo(indices=model.validation_indices)
+    print(held_out_elbo(model))
 
     add_pca(adata, seed)
     scores = {}
@@ -53,7 +53,6 @@ def demo(folder: Path, *, seed: int = 0) -> None:
     with replacing(data) as temporary:
         adata.write_h5ad(temporary)
 
-    print(f"held-out ELBO: {elbo:.1f} nats per cell ({len(model.validation_indices)} cells)")
     print("Leiden clusters against the known types:")
     for name, (ari, nmi) in scores.items():
         print(f"  {name:<20} ARI {ari:.2f}   NMI {nmi:.2f}")

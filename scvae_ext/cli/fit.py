@@ -9,6 +9,7 @@ import anndata as ad
 from matplotlib.backend_bases import FigureCanvasBase
 
 from scvae_ext.cli.files import UserError, check_writable, replacing
+from scvae_ext.cli.quality import add_clusters, agreement, draw, held_out_elbo
 from scvae_ext.models import SCVAE
 from scvae_ext.train import TrainingDivergedError
 
@@ -47,8 +48,7 @@ def fit(options: argparse.Namespace) -> None:
     model.get_latent_representation()
     if options.normalized_expression:
         model.get_normalized_expression()
-    elbo = model.get_elbo(indices=model.validation_indices)
-    print(f"held-out ELBO: {elbo:.1f} nats per cell ({len(model.validation_indices)} cells)")
+    print(held_out_elbo(model))
 
     if options.labels_key or options.figure:
         _clusters(adata, options, colors)
@@ -94,8 +94,6 @@ def _one_line() -> Iterator[None]:
 
 
 def _clusters(adata: ad.AnnData, options: argparse.Namespace, colors: Sequence[str]) -> None:
-    from scvae_ext.cli.clusters import add_clusters, agreement, draw
-
     add_clusters(adata, "X_scvae", options.seed)
     if options.labels_key:
         ari, nmi = agreement(adata, options.labels_key, "X_scvae_leiden")

@@ -74,7 +74,7 @@ def align(adata: AnnData, registry: Registry, *, fill_missing_genes: bool = Fals
         continuous[:, i] = (values - quantity.mean) / quantity.std
     layer = Layer(registry.layer)
     matrix = open_counts(adata, layer, _gene_positions(adata, registry, fill_missing_genes), registry.n_genes)
-    facts = scan_counts(matrix.chunks(), adata.obs_names, registry.var_names, layer.where)
+    facts = scan_counts(matrix.chunks(), adata.obs_names, pd.Index(registry.var_names), layer.where)
     require_filled_cells(facts, adata.obs_names, layer.where)
     return CellSource(
         registry,

@@ -84,11 +84,12 @@ def _unknown(what: str, key: str, known: Iterable[object]) -> ValueError:
 def _obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
     if key not in adata.obs.columns:
         raise _unknown(f"{argument}: the column {key!r} of adata.obs was", key, adata.obs.columns)
-    column = adata.obs[key]
-    if isinstance(column, pd.DataFrame):
+    n_columns = int((adata.obs.columns == key).sum())
+    if n_columns > 1:
         raise ValueError(
-            f"{argument}: adata.obs has {column.shape[1]} columns called {key!r}. Rename or drop all but one of them."
+            f"{argument}: adata.obs has {n_columns} columns called {key!r}. Rename or drop all but one of them."
         )
+    column: pd.Series = adata.obs[key]
     return column
 
 
@@ -123,12 +124,13 @@ class Layer:
             If there is no such matrix.
         """
         if self.key is None:
-            if adata.X is None:
+            matrix: object = adata.X
+            if matrix is None:
                 raise ValueError(
                     f"adata.X is None. Pass the layer that holds the counts as layer=...; "
                     f"there are: {shorten(adata.layers) or 'none'}."
                 )
-            return adata.X
+            return matrix
         if self.key not in adata.layers:
             hint = "" if len(adata.layers) else " To use adata.X, pass layer=None."
             error = _unknown(f"layer: {self.where} was", self.key, adata.layers)
@@ -166,7 +168,7 @@ class CategoricalObs:
         Raises
         ------
         ValueError
-            If the column is missing, holds missing values, or does not look like categories.
+            If the column is missing, holds missing values, or different values of the same name.
         """
         column = _obs_column(adata, self.key, self.argument)
         missing = column.isna().to_numpy()
@@ -177,16 +179,9 @@ class CategoricalObs:
                 f"them out: adata = adata[adata.obs[{self.key!r}].notna()].copy()."
             )
         categorical = column.astype("category").cat.remove_unused_categories()
-        values = categorical.cat.categories
-        is_decimal = pd.api.types.is_float_dtype(values.dtype)
-        if is_decimal and (values == values.astype(np.int64)).all():
-            values, is_decimal = values.astype(np.int64), False
-        if len(values) > _MANY_CATEGORIES and (is_decimal or len(values) > adata.n_obs / 2):
-            raise ValueError(
-                f"{self.argument}: adata.obs[{self.key!r}] has {len(values)} different values in {adata.n_obs} cells "
-                f"({shorten(values, 3)}), which are not categories. If it is a measured quantity, "
-                f"pass it in continuous_covariate_keys."
-            )
+        values: list[object] = list(categorical.cat.categories)
+        if all(isinstance(value, float) and value.is_integer() for value in values):
+            values = [f"{value:.0f}" for value in values]
         names = tuple(str(value) for value in values)
         if len(set(names)) < len(names):
             repeated = sorted({name for name in names if names.count(name) > 1})
@@ -196,6 +191,29 @@ class CategoricalObs:
                 f"adata.obs[{self.key!r}] = adata.obs[{self.key!r}].astype(str)."
             )
         return categorical.cat.codes.to_numpy(dtype=np.int64), names
+
+    def register(self, adata: AnnData) -> tuple[Int[np.ndarray, "cells"], tuple[str, ...]]:
+        """Return the same as :meth:`read`, for the data that define the categories.
+
+        Parameters
+        ----------
+        adata
+            Where to read.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`read`, and if there are too many values for categories.
+        """
+        codes, names = self.read(adata)
+        is_decimal = pd.api.types.is_float_dtype(adata.obs[self.key].dtype) and any("." in name for name in names)
+        if len(names) > _MANY_CATEGORIES and (is_decimal or len(names) > adata.n_obs / 2):
+            raise ValueError(
+                f"{self.argument}: adata.obs[{self.key!r}] has {len(names)} different values in {adata.n_obs} cells "
+                f"({shorten(names, 3)}), too many for categories. If it is a measured quantity, pass it in "
+                "continuous_covariate_keys."
+            )
+        return codes, names
 
     def codes(self, adata: AnnData, categories: tuple[str, ...]) -> Int[np.ndarray, "cells"]:
         """Return the position of each cell's category in a given list.
@@ -222,7 +240,7 @@ class CategoricalObs:
                 f"{shorten(unseen)} ({n_cells} cells). Known are: {shorten(categories)}. "
                 "Rename them to known ones, leave these cells out, or train a model on data that includes them."
             )
-        return np.array([position[name] for name in names], dtype=np.int64)[codes]
+        return np.take(np.array([position[name] for name in names], dtype=np.int64), codes)
 
 
 @dataclass(frozen=True)
@@ -263,7 +281,7 @@ class NumericalObs:
                 f"Convert it, adata.obs[{self.key!r}] = adata.obs[{self.key!r}].astype(float), "
                 "or pass categories in categorical_covariate_keys."
             )
-        values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        values = np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
         wrong, rule = ~np.isfinite(values), "finite"
         if self.positive:
             wrong, rule = wrong | (values <= 0), "finite and greater than zero"

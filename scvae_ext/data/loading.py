@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from scvae_ext.data.fields import Layer
 from scvae_ext.data.matrix import CountMatrix
@@ -93,7 +93,7 @@ class CellSource:
         """
         require_counts(self.facts.first_fraction, Layer(self.registry.layer).where, gene_likelihood)
 
-    def read(self, indices: Int[np.ndarray, "chosen"]) -> sp.csr_matrix:
+    def read(self, indices: Integer[np.ndarray, "chosen"]) -> sp.csr_matrix:
         """Read the counts of some cells.
 
         Parameters
@@ -109,12 +109,11 @@ class CellSource:
         Raises
         ------
         IndexError
-            If a position is not between 0 and ``n_cells - 1``.
+            If a position is not a whole number between 0 and ``n_cells - 1``.
         RuntimeError
             If the counts were changed since the source was made.
         """
-        if len(indices) and not (indices.min() >= 0 and indices.max() < self.n_cells):
-            raise IndexError(f"positions of cells must lie between 0 and {self.n_cells - 1}.")
+        indices = self._positions(indices)
         rows = self._matrix.rows(indices)
         # In-place changes by the user reach an array that is shared, and would be learned from silently.
         if not np.allclose(sum_rows(rows), self.facts.total_per_cell[indices], rtol=1e-4, atol=0):
@@ -125,7 +124,7 @@ class CellSource:
             )
         return rows
 
-    def minibatch(self, indices: Int[np.ndarray, "chosen"]) -> Minibatch:
+    def minibatch(self, indices: Integer[np.ndarray, "chosen"]) -> Minibatch:
         """Read some cells as one minibatch.
 
         Parameters
@@ -135,7 +134,7 @@ class CellSource:
         """
         return self.block(indices, [len(indices)])[0]
 
-    def minibatches(self, indices: Int[np.ndarray, "chosen"], batch_size: int) -> Iterator[Minibatch]:
+    def minibatches(self, indices: Integer[np.ndarray, "chosen"], batch_size: int) -> Iterator[Minibatch]:
         """Read cells in the order asked for, minibatch by minibatch.
 
         Parameters
@@ -151,7 +150,7 @@ class CellSource:
             full, rest = divmod(len(chosen), batch_size)
             yield from self.block(chosen, [batch_size] * full + [rest] * (rest > 0))
 
-    def block(self, indices: Int[np.ndarray, "chosen"], batch_sizes: Sequence[int]) -> list[Minibatch]:
+    def block(self, indices: Integer[np.ndarray, "chosen"], batch_sizes: Sequence[int]) -> list[Minibatch]:
         """Read cells at once, and cut them into minibatches that share the memory.
 
         Parameters
@@ -168,6 +167,7 @@ class CellSource:
         """
         if sum(batch_sizes) != len(indices):
             raise ValueError(f"batch_sizes sum to {sum(batch_sizes)}, but there are {len(indices)} cells.")
+        indices = self._positions(indices)
         rows = self.read(indices)
         values = torch.from_numpy(rows.data)
         gene_index = torch.from_numpy(rows.indices).to(torch.int64)
@@ -196,3 +196,13 @@ class CellSource:
                 )
             )
         return minibatches
+
+    def _positions(self, indices: Integer[np.ndarray, "chosen"]) -> Int[np.ndarray, "chosen"]:
+        if indices.dtype.kind not in "iu":
+            raise IndexError(
+                f"positions of cells must be integers, but are {indices.dtype}. Turn a mask into positions by "
+                "numpy.flatnonzero(mask)."
+            )
+        if len(indices) and not (indices.min() >= 0 and indices.max() < self.n_cells):
+            raise IndexError(f"positions of cells must lie between 0 and {self.n_cells - 1}.")
+        return indices.astype(np.int64, copy=False)

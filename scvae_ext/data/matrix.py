@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import anndata.abc
 import numpy as np
@@ -19,24 +19,6 @@ logger = logging.getLogger("scvae_ext")
 _ENTRIES_PER_CHUNK = 1 << 23
 # float32 sums of counts over so many rows stay exact up to a mean count of 4096.
 _ROWS_PER_CHUNK = 1 << 12
-
-
-class CountMatrix(Protocol):
-    """A matrix of cells by genes whose rows can be read as float32 CSR without explicit zeros."""
-
-    shape: tuple[int, int]
-
-    def rows(self, indices: Int[np.ndarray, "chosen"]) -> sp.csr_matrix:
-        """Return some rows in the order asked for; a row may occur more than once.
-
-        Parameters
-        ----------
-        indices
-            Positions of the rows.
-        """
-
-    def chunks(self) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """Yield all rows in order, as pairs of first position and consecutive rows."""
 
 
 class InMemoryCounts:
@@ -69,8 +51,10 @@ class InMemoryCounts:
         for start in range(0, self.shape[0], step):
             indptr = csr.indptr[start : start + step + 1]
             entries = slice(indptr[0], indptr[-1])
-            arrays = (csr.data[entries], csr.indices[entries], indptr - indptr[0])
-            yield start, sp.csr_matrix(arrays, shape=(len(indptr) - 1, self.shape[1]))
+            rows = sp.csr_matrix((len(indptr) - 1, self.shape[1]), dtype=csr.dtype)
+            # The constructor would copy these slices.
+            rows.data, rows.indices, rows.indptr = csr.data[entries], csr.indices[entries], indptr - indptr[0]
+            yield start, rows
 
 
 class OnDiskCounts:
@@ -99,6 +83,8 @@ class OnDiskCounts:
         indices
             Positions of the rows.
         """
+        if len(indices) == 0:
+            return sp.csr_matrix((0, self.shape[1]), dtype=np.float32)
         unique, inverse = np.unique(indices, return_inverse=True)
         return self._convert(self.matrix[unique])[inverse]
 
@@ -111,6 +97,10 @@ class OnDiskCounts:
     def _convert(self, block: Any) -> sp.csr_matrix:
         csr = as_csr(block)
         return csr if self.position is None else select_genes(csr, self.position, self.shape[1])
+
+
+CountMatrix: TypeAlias = InMemoryCounts | OnDiskCounts
+"""A matrix of cells by genes whose rows can be read as canonical float32 CSR."""
 
 
 def _rows_per_chunk(n_columns: int) -> int:
@@ -197,7 +187,15 @@ def open_counts(
     TypeError
         If the matrix is of a kind that cannot be read.
     """
-    matrix: Any = layer.read(adata)
+    try:
+        matrix: Any = layer.read(adata)
+    except (IndexError, TypeError, ValueError) as error:
+        if not (adata.isbacked and adata.is_view and layer.key is None):
+            raise
+        raise ValueError(
+            f"anndata cannot read this view of a backed matrix ({error}). Select cells alone, adata[cells], or load "
+            "the AnnData before selecting from it: adata = adata.to_memory()."
+        ) from error
     n_columns = adata.n_vars if n_genes is None else n_genes
     is_backed = adata.isbacked and not adata.is_view and layer.key is None
     if isinstance(matrix, anndata.abc.CSCDataset):
@@ -209,7 +207,8 @@ def open_counts(
         matrix = matrix.to_memory()
     elif is_backed or isinstance(matrix, anndata.abc.CSRDataset):
         return OnDiskCounts(matrix, position, n_columns)
-    if not isinstance(matrix, np.ndarray) and not sp.issparse(matrix):
+    is_array = isinstance(matrix, np.ndarray) and not isinstance(matrix, np.ma.MaskedArray)
+    if not is_array and not sp.issparse(matrix):
         raise TypeError(
             f"{layer.where} is a {type(matrix).__module__}.{type(matrix).__qualname__}, which cannot be read as "
             "counts. Convert it to a NumPy array or a SciPy CSR matrix, for example by adata = adata.to_memory()."

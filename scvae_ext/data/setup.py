@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata, shorten
@@ -64,7 +65,7 @@ def setup_anndata(
     continuous_keys = _as_list(continuous_covariate_keys, "continuous_covariate_keys")
     _require_distinct([batch_key, labels_key, size_factor_key, *categorical_keys, *continuous_keys])
     batches = () if batch_key is None else _batches(adata, batch_key)
-    labels = () if labels_key is None else CategoricalObs(labels_key, "labels_key").read(adata)[1]
+    labels = () if labels_key is None else CategoricalObs(labels_key, "labels_key").register(adata)[1]
     if size_factor_key is not None:
         NumericalObs(size_factor_key, "size_factor_key", positive=True).read(adata)
     categorical = tuple(_categorical_covariate(adata, key) for key in categorical_keys)
@@ -91,7 +92,7 @@ def setup_anndata(
     )
 
 
-def require_filled_cells(facts: CountFacts, cell_names: Sequence[str], where: str) -> None:
+def require_filled_cells(facts: CountFacts, cell_names: pd.Index, where: str) -> None:
     """Raise if a cell has no counts.
 
     Parameters
@@ -112,7 +113,7 @@ def require_filled_cells(facts: CountFacts, cell_names: Sequence[str], where: st
     if len(empty):
         raise ValueError(
             f"{len(empty)} of {len(cell_names)} cells have no counts in the {len(facts.total_per_gene)} genes of "
-            f"{where}: {shorten(cell_names[i] for i in empty)}. Leave them out: "
+            f"{where}: {shorten(cell_names[empty])}. Leave them out: "
             "scanpy.pp.filter_cells(adata, min_counts=1)."
         )
 
@@ -141,7 +142,7 @@ def _require_distinct(keys: list[str | None]) -> None:
 
 
 def _batches(adata: AnnData, key: str) -> tuple[str, ...]:
-    codes, names = CategoricalObs(key, "batch_key").read(adata)
+    codes, names = CategoricalObs(key, "batch_key").register(adata)
     n_cells = np.bincount(codes, minlength=len(names))
     single = [name for name, n in zip(names, n_cells, strict=True) if n == 1]
     if single and adata.n_obs > 1:
@@ -153,7 +154,7 @@ def _batches(adata: AnnData, key: str) -> tuple[str, ...]:
 
 
 def _categorical_covariate(adata: AnnData, key: str) -> CategoricalCovariate:
-    _, names = CategoricalObs(key, "categorical_covariate_keys").read(adata)
+    _, names = CategoricalObs(key, "categorical_covariate_keys").register(adata)
     if len(names) == 1:
         raise ValueError(
             f"categorical_covariate_keys: adata.obs[{key!r}] is {names[0]!r} in all cells, "

@@ -1,6 +1,6 @@
 """Simulated counts whose truth is known."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,8 @@ from anndata import AnnData
 from jaxtyping import Float, Int
 
 __all__ = ["synthetic_counts"]
+
+_Likelihood = Literal["nb", "zinb", "poisson"]
 
 _LOG_GENE_SD = 1.5
 _LOADING_SD = 0.5
@@ -27,7 +29,7 @@ def synthetic_counts(
     n_types: int = 5,
     n_batches: int = 1,
     n_latent: int = 5,
-    likelihood: Literal["nb", "zinb", "poisson"] = "nb",
+    likelihood: _Likelihood = "nb",
     library_size: float = 1000.0,
     inverse_dispersion: float = 2.0,
     zero_inflation: float = 0.2,
@@ -52,9 +54,9 @@ def synthetic_counts(
     n_cells, n_genes
         Size of the matrix.
     n_types
-        Number of cell types; each cell's is drawn with equal probabilities.
+        Number of cell types, of equal size.
     n_batches
-        Number of experimental batches; each cell's is drawn independently of its type.
+        Number of experimental batches, of equal size and drawn independently of the types.
     n_latent
         Dimensions of the latent space.
     likelihood
@@ -91,10 +93,20 @@ def synthetic_counts(
     >>> adata.layers["expression"].sum(1).round(4).tolist()[:2]
     [1.0, 1.0]
     """
-    _require_valid(locals())
+    sizes = {"n_cells": n_cells, "n_genes": n_genes, "n_types": n_types, "n_batches": n_batches, "n_latent": n_latent}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, but is {size}.")
+    for name, value in {"library_size": library_size, "inverse_dispersion": inverse_dispersion}.items():
+        if not 0 < value < np.inf:
+            raise ValueError(f"{name} must be finite and greater than 0, but is {value}.")
+    if not 0 <= zero_inflation < 1:
+        raise ValueError(f"zero_inflation must be at least 0 and below 1, but is {zero_inflation}.")
+    if likelihood not in get_args(_Likelihood):
+        raise ValueError(f"likelihood must be one of {get_args(_Likelihood)}, but is {likelihood!r}.")
     generator = np.random.default_rng(seed)
-    cell_type = generator.integers(n_types, size=n_cells)
-    batch = generator.integers(n_batches, size=n_cells)
+    cell_type = generator.permutation(np.arange(n_cells) % n_types)
+    batch = generator.permutation(np.arange(n_cells) % n_batches)
     centres = generator.normal(0, _TYPE_SD, (n_types, n_latent))
     latent = centres[cell_type] + generator.normal(size=(n_cells, n_latent))
     baseline = generator.normal(0, _LOG_GENE_SD, n_genes)
@@ -142,19 +154,6 @@ def synthetic_counts(
     )
 
 
-def _require_valid(arguments: dict[str, object]) -> None:
-    for name in ("n_cells", "n_genes", "n_types", "n_batches", "n_latent"):
-        if arguments[name] < 1:  # type: ignore[operator]
-            raise ValueError(f"{name} must be at least 1, but is {arguments[name]}.")
-    for name in ("library_size", "inverse_dispersion"):
-        if not 0 < arguments[name] < np.inf:  # type: ignore[operator]
-            raise ValueError(f"{name} must be finite and greater than 0, but is {arguments[name]}.")
-    if not 0 <= arguments["zero_inflation"] < 1:  # type: ignore[operator]
-        raise ValueError(f"zero_inflation must be at least 0 and below 1, but is {arguments['zero_inflation']}.")
-    if arguments["likelihood"] not in ("nb", "zinb", "poisson"):
-        raise ValueError(f"likelihood must be 'nb', 'zinb' or 'poisson', but is {arguments['likelihood']!r}.")
-
-
 def _draw(
     generator: np.random.Generator,
     mean: Float[np.ndarray, "cells genes"],
@@ -178,6 +177,6 @@ def _draw(
     )
 
 
-def _categories(prefix: str, codes: Int[np.ndarray, "cells"], n: int) -> pd.Series:
-    names = pd.Index([f"{prefix}_{i}" for i in range(n)])
-    return pd.Series(pd.Categorical(names[codes], categories=names), index=None)
+def _categories(prefix: str, codes: Int[np.ndarray, "cells"], n: int) -> pd.Categorical:
+    names = [f"{prefix}_{i}" for i in range(n)]
+    return pd.Categorical([names[code] for code in codes], categories=names)

@@ -81,7 +81,7 @@ class TrainingBlocks(IterableDataset[list[Minibatch]]):
     indices
         Positions of the training cells.
     batch_size
-        Most cells in a minibatch. With two, some hold three where a cell would be left alone.
+        Most cells in a minibatch, exceeded by one or two where a cell would be left alone.
     minibatches_per_block
         Most minibatches in a block.
     seed

@@ -1,9 +1,10 @@
 """One pass over all counts: what is wrong with them, and their totals."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Bool, Float
 
@@ -48,7 +49,7 @@ class CountFacts:
 
 
 def scan_counts(
-    chunks: Iterable[tuple[int, sp.csr_matrix]], cell_names: Sequence[str], gene_names: Sequence[str], where: str
+    chunks: Iterable[tuple[int, sp.csr_matrix]], cell_names: pd.Index, gene_names: pd.Index, where: str
 ) -> CountFacts:
     """Look at every entry of a matrix.
 

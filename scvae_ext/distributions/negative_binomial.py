@@ -4,13 +4,17 @@ import math
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float
 from torch import Size, Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 
-from scvae_ext.distributions.count import CountDistribution
-from scvae_ext.distributions.special import binet, binet_above_one, log_plus_gap
+from scvae_ext.distributions.count import CountDistribution, Shape, flatten_matrix, put_
+from scvae_ext.distributions.special import (
+    binet_above_one,
+    log_one_minus,
+    stirling_remainders,
+)
 from scvae_ext.minibatch import SparseCounts
 
 __all__ = ["NegativeBinomial"]
@@ -18,109 +22,92 @@ __all__ = ["NegativeBinomial"]
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
-def _at_zero(mean: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of zero, and its derivatives by the mean and (negated) by theta."""
+def _at_zero(mean: Tensor, theta: Tensor, with_derivatives: bool) -> tuple[Tensor, ...]:
+    """Return the log-probability of zero and, on request, its derivatives by the mean and (negated) by theta."""
     ratio = mean / theta
+    if not with_derivatives:
+        return (ratio.log1p_().mul_(-theta),)
     log1p = ratio.log1p()
     by_mean = torch.rsub(ratio, -1).reciprocal_()
-    return log1p * -theta, by_mean, torch.addcmul(log1p, ratio, by_mean)
+    return log1p * -theta, by_mean, log1p.addcmul_(ratio, by_mean)
 
 
-def _normalizer(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the log-probability of counts greater than zero needs of theta alone; evaluated once for a gene."""
-    value, slope = binet(theta)
-    return 0.5 * theta.log() - value - _HALF_LOG_TWO_PI, 0.5 / theta, slope
+def _of_theta(theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what log-probability and derivative of counts greater than zero need of theta alone.
+
+    The recurrences of log-gamma and digamma lead to arguments above one. The part of the derivative that diverges,
+    1/theta, is left to the caller: only together with terms of the counts is it small.
+    """
+    log_ratio = theta.reciprocal().log1p_()
+    value, slope = stirling_remainders(theta + 1)
+    return 0.5 * theta.log() - (theta + 0.5) * log_ratio + ((1 - _HALF_LOG_TWO_PI) - value), log_ratio + slope
 
 
 def _at_positive(
-    x: Tensor, mean: Tensor, theta: Tensor, normalizer: tuple[Tensor, Tensor, Tensor]
+    x: Tensor, mean: Tensor, theta: Tensor, theta_value: Tensor, theta_slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of counts greater than zero, and its derivatives by the mean and (negated) by theta.
+    """Return the log-probability of counts greater than zero, and its derivatives by the mean and (negated) by theta.
 
-    Loader's saddle-point identity: with n = x + theta the log-probability is minus the two deviances of (x, theta)
-    from their expectations given n, both non-negative, plus terms of the order of log(n).
+    Loader's saddle-point identity: given the total n = x + theta, the log-probability is minus the deviances of x and
+    of theta from their expectations, neither of them negative, and terms of the order of log(n).
     """
-    constant, half_inverse, theta_slope = normalizer
     n = x + theta
-    inverse_total = (mean + theta).reciprocal()
+    inverse_total = (mean + theta).reciprocal_()
     growth = n * inverse_total
-    excess = (x - mean) * inverse_total
+    excess = (x - mean).mul_(inverse_total)
     by_log_mean = theta * excess
-    theta_part = log_plus_gap(growth, -excess)
-    x_part = log_plus_gap(mean / x * growth, by_log_mean / x)
-    x_binet, _ = binet_above_one(x)
-    n_binet, n_slope = binet_above_one(n)
-    log_prob = theta * theta_part + x * x_part + (constant - 0.5 * (x * n).log() + (n_binet - x_binet))
-    minus_by_theta = theta_slope - n_slope - half_inverse * (x / n) - theta_part
-    return log_prob, by_log_mean / mean, minus_by_theta
+    inverse_x = x.reciprocal()
+    x_gap = by_log_mean * inverse_x
+    log_growth = log_one_minus(-excess, growth)
+    x_part = log_one_minus(x_gap, (mean * inverse_x).mul_(growth)).add_(x_gap)
+    n_value, n_slope = stirling_remainders(n)
+    log_prob = x_part.mul_(x).addcmul_(theta, log_growth - excess).add_(theta_value)
+    log_prob.add_((x * n).log_(), alpha=-0.5).add_(n_value.sub_(binet_above_one(x)))
+    # 1/theta - excess as one fraction: both can be of the order of 1e4, their difference of 1.
+    divergent = torch.addcmul(mean, theta, torch.rsub(x, 1) + mean).mul_(inverse_total).div_(theta)
+    return log_prob, by_log_mean.div_(mean), (theta_slope - n_slope) - divergent.add_(log_growth)
 
 
 class _LogProb(torch.autograd.Function):
-    """Log-probability of each count; differentiable twice."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-        ctx.save_for_backward(value, mean, theta)
-        return _LogProb._terms(value, mean, theta, 0)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
-        by_mean = _LogProb._terms(*ctx.saved_tensors, 1)
-        minus_by_theta = _LogProb._terms(*ctx.saved_tensors, 2)
-        return None, grad * by_mean, -grad * minus_by_theta
-
-    @staticmethod
-    def _terms(value: Tensor, mean: Tensor, theta: Tensor, which: int) -> Tensor:
-        positive = _at_positive(value.clamp(min=1), mean, theta, _normalizer(theta))
-        return torch.where(value > 0, positive[which], _at_zero(mean, theta)[which])
-
-
-class _SparseLogProb(torch.autograd.Function):
     """Log-probability of each count of a sparse matrix.
 
-    The mean has the full shape; theta has it too, or is one value for each gene. Both derivatives are laid down in
+    The mean has its full shape; theta has it too, or is one value for each gene. Both derivatives are laid down in
     the forward pass, so that the backward pass is two products.
     """
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, theta: Tensor, counts: SparseCounts) -> Tensor:
         index = counts.flat_index
-        parts = (theta, *_normalizer(theta)) if theta.dim() == 1 else (theta,)
-        if theta.dim() == 1:
-            theta_at, *normalizer = (part.index_select(0, counts.gene_index) for part in parts)
-        else:
-            theta_at = _flat(theta).index_select(-1, index)
-            normalizer = list(_normalizer(theta_at))
-        mean_at = _flat(mean).index_select(-1, index)
-        positive = _at_positive(counts.values.to(mean.dtype), mean_at, theta_at, tuple(normalizer))
-        dense = _at_zero(mean, theta)
-        for everywhere, at_positive in zip(dense, positive, strict=True):
-            _flat(everywhere).scatter_(-1, index.expand_as(at_positive), at_positive)
-        ctx.save_for_backward(*dense[1:])
+        x, mean_at = counts.values.to(mean.dtype), flatten_matrix(mean).index_select(-1, index)
         ctx.theta_per_gene = theta.dim() == 1
-        return dense[0]
+        if ctx.theta_per_gene:
+            of_theta = [term.index_select(0, counts.gene_index) for term in (theta, *_of_theta(theta))]
+        else:
+            theta_at = flatten_matrix(theta).index_select(-1, index)
+            of_theta = [theta_at, *_of_theta(theta_at)]
+        everywhere = _at_zero(mean, theta, any(ctx.needs_input_grad))
+        terms = [
+            put_(dense.contiguous(), index, at_positive)
+            for dense, at_positive in zip(everywhere, _at_positive(x, mean_at, *of_theta), strict=False)
+        ]
+        ctx.save_for_backward(*terms[1:])
+        return terms[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         by_mean, minus_by_theta = ctx.saved_tensors
-        grad_mean = grad_theta = None
-        if ctx.needs_input_grad[0]:
-            grad_mean = grad * by_mean
+        grad_mean = grad * by_mean if ctx.needs_input_grad[0] else None
+        grad_theta = None
         if ctx.needs_input_grad[1]:
             if not ctx.theta_per_gene:
-                grad_theta = -(grad * minus_by_theta)
+                grad_theta = (grad * minus_by_theta).neg_()
             elif grad.stride(-1) == 0:
-                # The gradient of a sum over genes: one value for each cell, so a matrix-vector product does it.
-                rows = minus_by_theta.reshape(-1, minus_by_theta.shape[-1])
-                grad_theta = -(rows.T @ grad[..., 0].reshape(-1))
+                # The gradient of a sum over genes is one value for each cell: no product of matrices is laid out.
+                grad_theta = (minus_by_theta.flatten(0, -2).T @ grad[..., 0].flatten()).neg_()
             else:
-                grad_theta = -(grad * minus_by_theta).flatten(0, -2).sum(0)
+                grad_theta = (grad * minus_by_theta).flatten(0, -2).sum(0).neg_()
         return grad_mean, grad_theta, None
-
-
-def _flat(matrix: Tensor) -> Tensor:
-    return matrix.reshape(*matrix.shape[:-2], -1)
 
 
 class NegativeBinomial(CountDistribution):
@@ -184,7 +171,7 @@ class NegativeBinomial(CountDistribution):
         """Variance of the count."""
         return self._mean * (1 + self._mean / self.inverse_dispersion)
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Shape, _instance: None = None) -> Self:
         """Return the same distribution over a larger batch shape, without a copy.
 
         Parameters
@@ -192,14 +179,9 @@ class NegativeBinomial(CountDistribution):
         batch_shape
             The new batch shape.
         """
-        new = self._get_checked_instance(NegativeBinomial, _instance)
-        new._mean = self._mean.expand(batch_shape)
-        new.inverse_dispersion = self.inverse_dispersion
-        super(NegativeBinomial, new).__init__(Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        return type(self)(self._mean.expand(batch_shape), self.inverse_dispersion, self._validate_args)
 
-    def sample(self, sample_shape: Size = Size()) -> Float[Tensor, "..."]:  # noqa: B008
+    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
         """Draw counts, as a Poisson whose rate is drawn from a gamma distribution.
 
         Parameters
@@ -212,32 +194,24 @@ class NegativeBinomial(CountDistribution):
             gamma = torch._standard_gamma(self.inverse_dispersion.expand(shape))
             return torch.poisson(gamma * (self._mean / self.inverse_dispersion))
 
-    def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return the log-probability of each count, in nats; differentiable twice.
-
-        Parameters
-        ----------
-        value
-            Counts.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
-        value, mean, theta = torch.broadcast_tensors(value.to(self._mean.dtype), self._mean, self.inverse_dispersion)
-        return self._mask_outside(value, _LogProb.apply(value, mean, theta))
-
     def log_prob_zero(self) -> Float[Tensor, "..."]:
         """Return the log-probability of a count of zero, in nats."""
         return -self.inverse_dispersion * torch.log1p(self._mean / self.inverse_dispersion)
 
-    def log_prob_sparse(self, counts: SparseCounts) -> Float[Tensor, "*samples cells genes"]:
-        """Return the log-probability of each count of a sparse matrix, in nats.
+    def log_prob_sparse(self, counts: SparseCounts) -> Float[Tensor, "..."]:
+        """Return the log-probability of each count of a sparse matrix, in nats, as a dense tensor.
 
         Parameters
         ----------
         counts
-            Counts of the cells and genes of the last two dimensions.
+            Counts of the cells and genes of the last two dimensions; dimensions before those are samples.
         """
-        shape = self._sparse_shape(counts)
+        shape = self._shape_over(counts)
         theta = self.inverse_dispersion
         theta = theta.expand(counts.n_genes) if theta.dim() < 2 else theta.expand(shape)
-        return _SparseLogProb.apply(self._mean.expand(shape), theta, counts)
+        log_prob: Tensor = _LogProb.apply(self._mean.expand(shape), theta, counts)  # type: ignore[no-untyped-call]
+        return log_prob
+
+    def _row(self, shape: Size) -> Self:
+        mean, theta = (term.expand(shape).reshape(1, -1) for term in (self._mean, self.inverse_dispersion))
+        return type(self)(mean, theta, validate_args=False)

@@ -4,13 +4,13 @@ import math
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float
 from torch import Size, Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 
-from scvae_ext.distributions.count import CountDistribution
-from scvae_ext.distributions.special import binet_above_one, log_plus_gap
+from scvae_ext.distributions.count import CountDistribution, Shape, flatten_matrix, put_
+from scvae_ext.distributions.special import binet_above_one, log_one_minus
 from scvae_ext.minibatch import SparseCounts
 
 __all__ = ["Poisson"]
@@ -19,43 +19,30 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 def _at_positive(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of counts greater than zero, and its derivative by the rate."""
+    """Return the log-probability of counts greater than zero, and its derivative by the rate."""
     difference = x - rate
-    deviance = x * log_plus_gap(rate / x, difference / x)
-    return deviance - 0.5 * x.log() - (binet_above_one(x)[0] + _HALF_LOG_TWO_PI), difference / rate
+    gap = difference / x
+    log_prob = log_one_minus(gap, rate / x).add_(gap).mul_(x)
+    return log_prob.sub_((binet_above_one(x) + _HALF_LOG_TWO_PI).add_(x.log(), alpha=0.5)), difference.div_(rate)
 
 
 class _LogProb(torch.autograd.Function):
-    """Log-probability of each count; differentiable twice."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, rate: Tensor) -> Tensor:
-        ctx.save_for_backward(value, rate)
-        return torch.where(value > 0, _at_positive(value.clamp(min=1), rate)[0], -rate)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
-        value, rate = ctx.saved_tensors
-        return None, grad * torch.where(value > 0, (value - rate) / rate, -1.0)
-
-
-class _SparseLogProb(torch.autograd.Function):
-    """Log-probability of each count of a sparse matrix; the rate has the full shape."""
+    """Log-probability of each count of a sparse matrix; the rate has its full shape."""
 
     @staticmethod
     def forward(ctx: Any, rate: Tensor, counts: SparseCounts) -> Tensor:
-        flat_rate, index = rate.reshape(*rate.shape[:-2], -1), counts.flat_index
-        at_positive, slope = _at_positive(counts.values.to(rate.dtype), flat_rate.index_select(-1, index))
+        index = counts.flat_index
+        x, rate_at = counts.values.to(rate.dtype), flatten_matrix(rate).index_select(-1, index)
+        log_prob, slope = _at_positive(x, rate_at)
         ctx.save_for_backward(slope, index)
-        return flat_rate.neg().scatter_(-1, index.expand_as(at_positive), at_positive).view(rate.shape)
+        return put_(rate.neg().contiguous(), index, log_prob)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         slope, index = ctx.saved_tensors
-        flat_grad = grad.reshape(*grad.shape[:-2], -1)
-        at_positive = flat_grad.index_select(-1, index) * slope
-        return flat_grad.neg().scatter_(-1, index.expand_as(at_positive), at_positive).view(grad.shape), None
+        at_positive = flatten_matrix(grad).index_select(-1, index) * slope
+        return put_(grad.neg().contiguous(), index, at_positive), None
 
 
 class Poisson(CountDistribution):
@@ -98,7 +85,7 @@ class Poisson(CountDistribution):
         """Variance of the count, equal to the mean."""
         return self.rate
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Shape, _instance: None = None) -> Self:
         """Return the same distribution over a larger batch shape, without a copy.
 
         Parameters
@@ -106,13 +93,9 @@ class Poisson(CountDistribution):
         batch_shape
             The new batch shape.
         """
-        new = self._get_checked_instance(Poisson, _instance)
-        new.rate = self.rate.expand(batch_shape)
-        super(Poisson, new).__init__(Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        return type(self)(self.rate.expand(batch_shape), validate_args=self._validate_args)
 
-    def sample(self, sample_shape: Size = Size()) -> Float[Tensor, "..."]:  # noqa: B008
+    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
         """Draw counts.
 
         Parameters
@@ -123,29 +106,20 @@ class Poisson(CountDistribution):
         with torch.no_grad():
             return torch.poisson(self.rate.expand(self._extended_shape(sample_shape)))
 
-    def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return the log-probability of each count, in nats; differentiable twice.
-
-        Parameters
-        ----------
-        value
-            Counts.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
-        value, rate = torch.broadcast_tensors(value.to(self.rate.dtype), self.rate)
-        return self._mask_outside(value, _LogProb.apply(value, rate))
-
     def log_prob_zero(self) -> Float[Tensor, "..."]:
         """Return the log-probability of a count of zero, in nats."""
         return -self.rate
 
-    def log_prob_sparse(self, counts: SparseCounts) -> Float[Tensor, "*samples cells genes"]:
-        """Return the log-probability of each count of a sparse matrix, in nats.
+    def log_prob_sparse(self, counts: SparseCounts) -> Float[Tensor, "..."]:
+        """Return the log-probability of each count of a sparse matrix, in nats, as a dense tensor.
 
         Parameters
         ----------
         counts
-            Counts of the cells and genes of the last two dimensions.
+            Counts of the cells and genes of the last two dimensions; dimensions before those are samples.
         """
-        return _SparseLogProb.apply(self.rate.expand(self._sparse_shape(counts)), counts)
+        log_prob: Tensor = _LogProb.apply(self.rate.expand(self._shape_over(counts)), counts)  # type: ignore[no-untyped-call]
+        return log_prob
+
+    def _row(self, shape: Size) -> Self:
+        return type(self)(self.rate.expand(shape).reshape(1, -1), validate_args=False)

@@ -3,13 +3,13 @@
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float
 from torch import Size, Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from scvae_ext.distributions.count import CountDistribution
+from scvae_ext.distributions.count import CountDistribution, Shape, put_
 from scvae_ext.minibatch import SparseCounts
 
 __all__ = ["ZeroInflated"]
@@ -19,46 +19,45 @@ _CHUNK = 64
 
 
 def _sum_of_logs(factors: Tensor) -> Tensor:
-    """Sum over the last dimension of the logs of values in [1/2, 2], with one log for each chunk of them."""
+    """Sum the logs of values in [1/2, 2] over the last dimension, with one log for each chunk of them."""
     whole = factors.shape[-1] // _CHUNK * _CHUNK
-    chunks = factors[..., :whole].unflatten(-1, (-1, _CHUNK)).prod(-1) if whole else factors[..., :0]
+    chunks: Tensor = factors[..., :whole].unflatten(-1, (whole // _CHUNK, _CHUNK)).prod(-1)
     return chunks.log().sum(-1) + factors[..., whole:].prod(-1).log()
 
 
-class _SparseSum(torch.autograd.Function):
-    """Sum over genes of the zero-inflated log-probability, given that of the base at the same sparse counts.
+class _LogProbSum(torch.autograd.Function):
+    """Sum over genes of the zero-inflated log-probability, given that of the base for the same sparse counts.
 
-    Where a count is not zero, the additional zero is impossible: its logit is set to ``-inf``, and the formula of
-    a zero then holds for every entry.
+    Where a count is not zero, an additional zero is impossible. With its logit at ``-inf`` there, what holds for a
+    zero holds for every entry: p = (e^logit + p_base) / (1 + e^logit).
     """
 
     @staticmethod
-    def forward(ctx: Any, base: Tensor, logits: Tensor, index: Tensor) -> Tensor:
-        numerator = logits.expand(base.shape).clone(memory_format=torch.contiguous_format)
-        flat = numerator.view(*base.shape[:-2], -1)
-        flat.scatter_(
-            -1, index.expand(*flat.shape[:-1], -1), flat.new_full((1,), -torch.inf).expand(*flat.shape[:-1], len(index))
-        )
-        difference = base - numerator
-        from_base = difference.sigmoid()
+    def forward(ctx: Any, base: Tensor, logits: Tensor, counts: SparseCounts) -> Tensor:
         inflation = logits.sigmoid()
-        ctx.save_for_backward(from_base, inflation)
-        # log(e^l + e^b) - log(1 + e^l) = max(l, b) - max(l, 0) + log(sigmoid(|l|) / sigmoid(|b - l|))
-        leading = torch.maximum(numerator, base).sub_(logits.clamp(min=0))
-        factors = logits.abs().sigmoid() / difference.abs().sigmoid()
-        return leading.sum(-1) + _sum_of_logs(factors)
+        extra = logits.expand(base.shape).clone(memory_format=torch.contiguous_format)
+        put_(extra, counts.flat_index, extra.new_full((1,), -torch.inf))
+        from_base = (base - extra).sigmoid_()
+        from_extra = torch.rsub(from_base, 1)
+        # log p = max(extra, base) - max(logit, 0) + log(s(|logit|) / s(|base - extra|)), s the logistic function.
+        largest = torch.maximum(extra, base, out=extra).sub_(logits.clamp(min=0)).sum(-1)
+        factors = torch.maximum(from_base, from_extra, out=extra).reciprocal_()
+        without = torch.rsub(inflation, 1)
+        factors.mul_(torch.maximum(inflation, without, out=without))
+        ctx.save_for_backward(from_base, from_extra.sub_(inflation))
+        ctx.logits_per_gene = logits.dim() == 1
+        return largest + _sum_of_logs(factors)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        from_base, inflation = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        by_base, by_logits = ctx.saved_tensors
         column = grad.unsqueeze(-1)
-        grad_base = column * from_base
-        by_logits = (1 - from_base).sub_(inflation)
-        if inflation.dim() == 1:
-            grad_logits = by_logits.flatten(0, -2).T @ grad.reshape(-1)
-        else:
-            grad_logits = column * by_logits
+        grad_base = column * by_base if ctx.needs_input_grad[0] else None
+        grad_logits = None
+        if ctx.needs_input_grad[1]:
+            per_gene = ctx.logits_per_gene
+            grad_logits = by_logits.flatten(0, -2).T @ grad.flatten() if per_gene else column * by_logits
         return grad_base, grad_logits, None
 
 
@@ -123,7 +122,7 @@ class ZeroInflated(CountDistribution):
         within = self.base.variance + self.zero_inflation_probability * self.base.mean.square()
         return within * (-self.zero_inflation_logits).sigmoid()
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Shape, _instance: None = None) -> Self:
         """Return the same distribution over a larger batch shape, without a copy.
 
         Parameters
@@ -131,14 +130,9 @@ class ZeroInflated(CountDistribution):
         batch_shape
             The new batch shape.
         """
-        new = self._get_checked_instance(ZeroInflated, _instance)
-        new.base = self.base.expand(batch_shape)
-        new.zero_inflation_logits = self.zero_inflation_logits
-        super(ZeroInflated, new).__init__(Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        return type(self)(self.base.expand(batch_shape), self.zero_inflation_logits, self._validate_args)
 
-    def sample(self, sample_shape: Size = Size()) -> Float[Tensor, "..."]:  # noqa: B008
+    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
         """Draw counts.
 
         Parameters
@@ -150,46 +144,40 @@ class ZeroInflated(CountDistribution):
             counts = self.base.sample(sample_shape)
             return counts.masked_fill_(torch.rand_like(counts) < self.zero_inflation_probability, 0)
 
-    def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return the log-probability of each count, in nats; differentiable twice.
-
-        Parameters
-        ----------
-        value
-            Counts.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
-        base = self.base.log_prob(value)
-        inflated = torch.where(value == 0, torch.logaddexp(self.zero_inflation_logits, base), base)
-        return inflated + logsigmoid(-self.zero_inflation_logits)
-
     def log_prob_zero(self) -> Float[Tensor, "..."]:
         """Return the log-probability of a count of zero, in nats."""
         logits = self.zero_inflation_logits
         return torch.logaddexp(logits, self.base.log_prob_zero()) + logsigmoid(-logits)
 
-    def log_prob_sparse(self, counts: SparseCounts) -> Float[Tensor, "*samples cells genes"]:
-        """Return the log-probability of each count of a sparse matrix, in nats.
+    def log_prob_sparse(self, counts: SparseCounts) -> Float[Tensor, "..."]:
+        """Return the log-probability of each count of a sparse matrix, in nats, as a dense tensor.
 
         Parameters
         ----------
         counts
-            Counts of the cells and genes of the last two dimensions.
+            Counts of the cells and genes of the last two dimensions; dimensions before those are samples.
         """
         logits = self.zero_inflation_logits
         base = self.base.log_prob_sparse(counts)
-        occupied = counts.scatter(torch.ones_like(counts.values)) > 0
-        return torch.where(occupied, base, torch.logaddexp(logits, base)) + logsigmoid(-logits)
+        inflated = torch.where(counts.dense() == 0, torch.logaddexp(logits, base), base)
+        return inflated + logsigmoid(-logits)
 
-    def log_prob_sum(self, counts: SparseCounts) -> Float[Tensor, "*samples cells"]:
+    def log_prob_sum(self, counts: SparseCounts) -> Float[Tensor, "..."]:
         """Return the log-probability of the counts of each cell, summed over genes, in nats.
+
+        Equal to ``log_prob(counts.dense()).sum(-1)``, in less time and memory.
 
         Parameters
         ----------
         counts
-            Counts of the cells and genes of the last two dimensions.
+            Counts of the cells and genes of the last two dimensions; dimensions before those are samples.
         """
+        shape = self._shape_over(counts)
         logits = self.zero_inflation_logits
-        logits = logits.expand(counts.n_genes) if logits.dim() < 2 else logits.expand(self._sparse_shape(counts))
-        return _SparseSum.apply(self.base.log_prob_sparse(counts), logits, counts.flat_index)
+        logits = logits.expand(counts.n_genes) if logits.dim() < 2 else logits.expand(shape)
+        log_prob: Tensor = _LogProbSum.apply(self.base.log_prob_sparse(counts), logits, counts)  # type: ignore[no-untyped-call]
+        return log_prob
+
+    def _row(self, shape: Size) -> Self:
+        logits = self.zero_inflation_logits.expand(shape).reshape(1, -1)
+        return type(self)(self.base._row(shape), logits, validate_args=False)

@@ -1,6 +1,6 @@
 """Likelihoods p(x given z): each builds just the heads that it uses and returns a distribution."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from scvae_ext.likelihoods.base import Likelihood
 from scvae_ext.likelihoods.negative_binomial import NegativeBinomialLikelihood
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 GeneLikelihood = Literal["nb", "zinb", "poisson", "normal"]
-_LIKELIHOODS: dict[GeneLikelihood, type[Likelihood]] = {
+_LIKELIHOODS: dict[GeneLikelihood, type[Likelihood[Any]]] = {
     "nb": NegativeBinomialLikelihood,
     "zinb": ZeroInflatedNegativeBinomialLikelihood,
     "poisson": PoissonLikelihood,
@@ -44,7 +44,7 @@ def make_likelihood(
     n_batches: int = 1,
     n_labels: int = 1,
     compositional: bool = True,
-) -> Likelihood:
+) -> Likelihood[Any]:
     """Build a likelihood by its name.
 
     Parameters

@@ -1,7 +1,7 @@
 """What every likelihood offers."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from scvae_ext.types import CellIndices
 
 __all__ = ["Likelihood"]
 
+AnyDistribution = TypeVar("AnyDistribution", bound=Distribution)
 
-class Likelihood(nn.Module, ABC):
+
+class Likelihood(nn.Module, ABC, Generic[AnyDistribution]):
     """Parameter heads of a distribution of counts given the decoder's hidden layer.
 
     Parameters
@@ -59,10 +61,10 @@ class Likelihood(nn.Module, ABC):
     def forward(
         self,
         hidden: Float[Tensor, "*samples cells hidden"],
-        depth: Float[Tensor, "*samples cells"],
+        depth: Float[Tensor, "*#samples cells"],
         batch: CellIndices,
         label: CellIndices,
-    ) -> Distribution:
+    ) -> AnyDistribution:
         """Return p(x given z), of batch shape (..., cells, genes).
 
         Parameters
@@ -86,7 +88,7 @@ class Likelihood(nn.Module, ABC):
         """
 
     @abstractmethod
-    def parameters_by_name(self, px: Distribution) -> dict[str, Tensor]:
+    def parameters_by_name(self, px: AnyDistribution) -> dict[str, Tensor]:
         """Return the parameters of the distribution by the names that users know.
 
         Parameters
@@ -95,7 +97,8 @@ class Likelihood(nn.Module, ABC):
             What ``forward`` returned.
         """
 
-    def reconstruction(self, px: Distribution, minibatch: Minibatch) -> Float[Tensor, "*samples cells"]:
+    @abstractmethod
+    def reconstruction(self, px: AnyDistribution, minibatch: Minibatch) -> Float[Tensor, "*samples cells"]:
         r"""Return :math:`\sum_g \log p(x_g \mid z)` in nats.
 
         Parameters
@@ -105,4 +108,3 @@ class Likelihood(nn.Module, ABC):
         minibatch
             The cells.
         """
-        return px.log_prob_sum(minibatch.counts)

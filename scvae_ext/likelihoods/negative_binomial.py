@@ -6,13 +6,14 @@ from torch import Tensor
 from scvae_ext.distributions import NegativeBinomial
 from scvae_ext.likelihoods.base import Likelihood
 from scvae_ext.likelihoods.statistics import GeneStatistics
+from scvae_ext.minibatch import Minibatch
 from scvae_ext.nn import Dispersion, DispersionKind, ExpressionHead
 from scvae_ext.types import CellIndices
 
 __all__ = ["NegativeBinomialLikelihood"]
 
 
-class NegativeBinomialLikelihood(Likelihood):
+class NegativeBinomialLikelihood(Likelihood[NegativeBinomial]):
     r""":math:`x_g \mid z \sim \operatorname{NB}(\ell\,\rho_g(z),\ \theta_g)`, overdispersed counts."""
 
     def __init__(
@@ -35,7 +36,7 @@ class NegativeBinomialLikelihood(Likelihood):
     def forward(
         self,
         hidden: Float[Tensor, "*samples cells hidden"],
-        depth: Float[Tensor, "*samples cells"],
+        depth: Float[Tensor, "*#samples cells"],
         batch: CellIndices,
         label: CellIndices,
     ) -> NegativeBinomial:
@@ -43,7 +44,11 @@ class NegativeBinomialLikelihood(Likelihood):
         return NegativeBinomial(mean, self.dispersion(hidden, batch, label), validate_args=False)
 
     def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
-        return self.expression_head(hidden)
+        expression: Tensor = self.expression_head(hidden)
+        return expression
 
     def parameters_by_name(self, px: NegativeBinomial) -> dict[str, Tensor]:
         return {"mean": px.mean, "dispersions": px.inverse_dispersion}
+
+    def reconstruction(self, px: NegativeBinomial, minibatch: Minibatch) -> Float[Tensor, "*samples cells"]:
+        return px.log_prob_sum(minibatch.counts)

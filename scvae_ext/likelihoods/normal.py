@@ -16,7 +16,7 @@ from scvae_ext.types import CellIndices
 __all__ = ["NormalLikelihood"]
 
 
-class NormalLikelihood(Likelihood):
+class NormalLikelihood(Likelihood[Normal]):
     r""":math:`\log(1 + 10^4 x_g / \ell) \mid z \sim \mathcal N(\mu_g(z), \sigma_g^2)`.
 
     The density is that of the transformed values; it is not on the scale of the probabilities of counts that the
@@ -46,7 +46,7 @@ class NormalLikelihood(Likelihood):
     def forward(
         self,
         hidden: Float[Tensor, "*samples cells hidden"],
-        depth: Float[Tensor, "*samples cells"],
+        depth: Float[Tensor, "*#samples cells"],
         batch: CellIndices,
         label: CellIndices,
     ) -> Normal:
@@ -60,10 +60,11 @@ class NormalLikelihood(Likelihood):
 
     def reconstruction(self, px: Normal, minibatch: Minibatch) -> Float[Tensor, "*samples cells"]:
         values = log_normalised_matrix(minibatch, compositional=self.compositional)
-        return px.log_prob(values).sum(-1)
+        log_prob: Tensor = px.log_prob(values).sum(-1)
+        return log_prob
 
     def to_counts(
-        self, values: Float[Tensor, "*samples cells genes"], depth: Float[Tensor, "*samples cells"]
+        self, values: Float[Tensor, "*samples cells genes"], depth: Float[Tensor, "*#samples cells"]
     ) -> Float[Tensor, "*samples cells genes"]:
         """Return log-normalised values on the scale of counts.
 

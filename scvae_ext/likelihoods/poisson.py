@@ -8,13 +8,14 @@ from torch import Tensor
 from scvae_ext.distributions import Poisson
 from scvae_ext.likelihoods.base import Likelihood
 from scvae_ext.likelihoods.statistics import GeneStatistics
+from scvae_ext.minibatch import Minibatch
 from scvae_ext.nn import DispersionKind, ExpressionHead
 from scvae_ext.types import CellIndices
 
 __all__ = ["PoissonLikelihood"]
 
 
-class PoissonLikelihood(Likelihood):
+class PoissonLikelihood(Likelihood[Poisson]):
     r""":math:`x_g \mid z \sim \operatorname{Poisson}(\ell\,\rho_g(z))`, sampling noise alone."""
 
     has_dispersion: ClassVar[bool] = False
@@ -37,14 +38,18 @@ class PoissonLikelihood(Likelihood):
     def forward(
         self,
         hidden: Float[Tensor, "*samples cells hidden"],
-        depth: Float[Tensor, "*samples cells"],
+        depth: Float[Tensor, "*#samples cells"],
         batch: CellIndices,
         label: CellIndices,
     ) -> Poisson:
         return Poisson(depth.unsqueeze(-1) * self.expression(hidden), validate_args=False)
 
     def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
-        return self.expression_head(hidden)
+        expression: Tensor = self.expression_head(hidden)
+        return expression
 
     def parameters_by_name(self, px: Poisson) -> dict[str, Tensor]:
         return {"mean": px.rate}
+
+    def reconstruction(self, px: Poisson, minibatch: Minibatch) -> Float[Tensor, "*samples cells"]:
+        return px.log_prob_sum(minibatch.counts)

@@ -3,17 +3,18 @@ r"""Negative binomial counts with a probability :math:`\pi_g(z)` of an extra zer
 from jaxtyping import Float
 from torch import Tensor
 
-from scvae_ext.distributions import ZeroInflated
+from scvae_ext.distributions import NegativeBinomial, ZeroInflated
 from scvae_ext.likelihoods.base import Likelihood
 from scvae_ext.likelihoods.negative_binomial import NegativeBinomialLikelihood
 from scvae_ext.likelihoods.statistics import GeneStatistics
+from scvae_ext.minibatch import Minibatch
 from scvae_ext.nn import DispersionKind, ZeroInflationHead
 from scvae_ext.types import CellIndices
 
 __all__ = ["ZeroInflatedNegativeBinomialLikelihood"]
 
 
-class ZeroInflatedNegativeBinomialLikelihood(Likelihood):
+class ZeroInflatedNegativeBinomialLikelihood(Likelihood[ZeroInflated]):
     r""":math:`x_g \mid z \sim \pi_g(z)\,\delta_0 + (1 - \pi_g(z))\operatorname{NB}(\ell\,\rho_g(z),\ \theta_g)`.
 
     A small mean and a large :math:`\pi` both explain zeros, so that :math:`\pi` need not be identifiable from the
@@ -39,7 +40,7 @@ class ZeroInflatedNegativeBinomialLikelihood(Likelihood):
     def forward(
         self,
         hidden: Float[Tensor, "*samples cells hidden"],
-        depth: Float[Tensor, "*samples cells"],
+        depth: Float[Tensor, "*#samples cells"],
         batch: CellIndices,
         label: CellIndices,
     ) -> ZeroInflated:
@@ -50,4 +51,10 @@ class ZeroInflatedNegativeBinomialLikelihood(Likelihood):
         return self.base.expression(hidden)
 
     def parameters_by_name(self, px: ZeroInflated) -> dict[str, Tensor]:
-        return {**self.base.parameters_by_name(px.base), "dropout": px.zero_inflation_logits.sigmoid()}
+        base = px.base
+        if not isinstance(base, NegativeBinomial):
+            raise TypeError(f"px is an inflated {type(base).__name__}, not the inflated NegativeBinomial of forward().")
+        return {**self.base.parameters_by_name(base), "dropout": px.zero_inflation_logits.sigmoid()}
+
+    def reconstruction(self, px: ZeroInflated, minibatch: Minibatch) -> Float[Tensor, "*samples cells"]:
+        return px.log_prob_sum(minibatch.counts)

@@ -8,11 +8,12 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from jaxtyping import Float
+from typing_extensions import override
 
-from scvae_ext.data import Registry
+from scvae_ext.data import CellSource, Registry
 from scvae_ext.models import inference
 from scvae_ext.models.base import BaseModel, reject_unknown
-from scvae_ext.models.query import CellSelection, GeneSelection, select_genes, select_options
+from scvae_ext.models.query import CellSelection, GeneSelection, positive_number, select_genes, select_options
 from scvae_ext.modules import DeterministicAutoencoder
 
 __all__ = ["Autoencoder"]
@@ -58,6 +59,7 @@ class Autoencoder(BaseModel):
         options = {"n_hidden": n_hidden, "n_latent": n_latent, "n_layers": n_layers, "dropout_rate": dropout_rate}
         super().__init__(adata, options, seed)
 
+    @override
     def _make_module(self, registry: Registry, options: Mapping[str, Any]) -> DeterministicAutoencoder:
         return DeterministicAutoencoder(
             registry.n_genes,
@@ -67,6 +69,10 @@ class Autoencoder(BaseModel):
             use_size_factor=registry.size_factor_key is not None,
             **options,
         )
+
+    @override
+    def _require_valid(self, source: CellSource) -> None:
+        """Take any values that alignment lets pass: squared errors need no counts."""
 
     def get_latent_representation(
         self,
@@ -121,21 +127,17 @@ class Autoencoder(BaseModel):
             "transform_batch", transform_batch, self.registry.batch_categories, self.registry.batch_key
         )
         genes = select_genes(gene_list, self.registry.var_names)
-        if not (isinstance(library_size, int | float) and library_size > 0):
-            raise ValueError(f"library_size={library_size!r} must be a positive number.")
+        library_size = positive_number("library_size", library_size)
         names = list(self.registry.var_names) if genes is None else [self.registry.var_names[gene] for gene in genes]
         expression = np.empty((len(cells), len(names)), dtype=np.float32)
         with inference.evaluating(self.module):
             for rows, minibatch in cells:
                 latent = self.module.encode(minibatch)
-                targets = [minibatch.batch.new_full((minibatch.n_cells,), batch) for batch in batches] or [None]
-                values = torch.stack(
-                    [
-                        self.module.head.expression(self.module.decode_hidden(latent, minibatch, target))
-                        for target in targets
-                    ]
-                ).mean(0)
-                values = values.cpu().numpy() * library_size
+                decoded = [
+                    self.module.head.expression(self.module.decode_hidden(latent, minibatch, target))
+                    for target in inference.target_batches(minibatch, batches)
+                ]
+                values = torch.stack(decoded).mean(0).cpu().numpy() * library_size
                 expression[rows] = values if genes is None else values[:, genes]
         arguments = {
             "transform_batch": [self.registry.batch_categories[batch] for batch in batches] or None,

@@ -16,16 +16,16 @@ from jaxtyping import Int
 
 from scvae_ext.data import CellSource, Registry, align, read_registry, setup_anndata, split_indices
 from scvae_ext.likelihoods import gene_statistics
-from scvae_ext.models.defaults import default_max_steps
+from scvae_ext.models.defaults import default_max_steps, default_weight_decay
 from scvae_ext.models.inference import BATCH_SIZE, Cells
-from scvae_ext.models.query import CellSelection, select_cells
-from scvae_ext.models.results import weights_hash, write_result
+from scvae_ext.models.query import CellSelection, select_cells, true_or_false, whole_number
+from scvae_ext.models.results import fingerprint, names_hash, weights_hash, write_result
 from scvae_ext.models.saving import read_model, write_model
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
-    from scvae_ext.modules import DeterministicAutoencoder, VAE
+    from scvae_ext.modules import VAE, DeterministicAutoencoder
 
 __all__ = ["BaseModel"]
 
@@ -42,31 +42,33 @@ class BaseModel(ABC):
 
     def __init__(self, adata: AnnData, options: Mapping[str, Any], seed: int) -> None:
         self._build(read_registry(adata), options, seed)
-        self._adata: AnnData | None = adata
-        self._source: CellSource | None = align(adata, self.registry)
-        self._initialise(self._source)
+        self.adata = adata
 
     def _build(self, registry: Registry, options: Mapping[str, Any], seed: int) -> None:
         """Build the untrained module without touching the random state of the caller."""
         for name in ("n_hidden", "n_latent", "n_layers"):
-            value = options[name]
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+            whole_number(name, options[name])
         if not 0 <= options["dropout_rate"] < 1:
             raise ValueError(f"dropout_rate={options['dropout_rate']!r} must be at least 0 and below 1.")
         self.registry = registry
-        self.seed = seed
-        self._options = dict(options)
-        self._adata = None
-        self._source = None
+        self.seed = whole_number("seed", seed, least=0)
+        # Python's own numbers, which JSON can hold.
+        self._options = {
+            name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()
+        }
+        self._adata: AnnData | None = None
+        self._source: CellSource | None = None
+        self._fingerprint: tuple[object, ...] = ()
+        self._cells_hash: str | None = None
         self._history_rows: list[dict[str, float]] = []
         self._weights_hash: str | None = None
+        self._training_seed: int | None = None
         self.is_trained = False
-        self.train_indices: Int[np.ndarray, "train"] | None = None
-        self.validation_indices: Int[np.ndarray, "validation"] | None = None
-        self.test_indices: Int[np.ndarray, "test"] | None = None
+        self.train_indices: Int[np.ndarray, train] | None = None
+        self.validation_indices: Int[np.ndarray, validation] | None = None
+        self.test_indices: Int[np.ndarray, test] | None = None
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             self.module = self._make_module(registry, self._options)
         self.module.eval()
 
@@ -74,9 +76,9 @@ class BaseModel(ABC):
     def _make_module(self, registry: Registry, options: Mapping[str, Any]) -> "VAE | DeterministicAutoencoder":
         """Build the module for data of this registry."""
 
-    def _initialise(self, source: CellSource) -> None:
-        """Start the module from moments of the data."""
-        minibatches = source.minibatches(np.arange(source.n_cells), BATCH_SIZE)
+    def _initialise(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:
+        """Start the module from moments of the training cells."""
+        minibatches = source.minibatches(train, BATCH_SIZE)
         self.module.initialise(gene_statistics(minibatches, compositional=self.registry.size_factor_key is None))
 
     @classmethod
@@ -129,8 +131,14 @@ class BaseModel(ABC):
 
     @adata.setter
     def adata(self, adata: AnnData) -> None:
-        self._source = align(adata, self.registry)
-        self._adata = adata
+        source = align(adata, self.registry)
+        self._require_valid(source)
+        self._source, self._adata, self._fingerprint = source, adata, fingerprint(adata, self.registry)
+        # The split belongs to the cells that were trained on.
+        cells = names_hash(adata.obs_names)
+        if self._cells_hash not in (None, cells):
+            self.train_indices = self.validation_indices = self.test_indices = None
+        self._cells_hash = cells
 
     @property
     def history(self) -> pd.DataFrame:
@@ -165,11 +173,11 @@ class BaseModel(ABC):
         *,
         max_steps: int | None = None,
         learning_rate: float = 4e-3,
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
         kl_warmup: float = 0.3,
         early_stopping_patience: int | None = None,
         seed: int | None = None,
-        callbacks: "Sequence[Callback]" = (),
+        callbacks: "Callback | Sequence[Callback] | None" = None,
         enable_progress_bar: bool = True,
         plan_kwargs: Mapping[str, Any] | None = None,
         **trainer_options: Any,
@@ -191,15 +199,16 @@ class BaseModel(ABC):
         early_stopping
             Whether training may end before its planned length, when the validation score stops improving.
         learning_rate, weight_decay
-            Peak learning rate and decoupled weight decay of Adam.
+            Peak learning rate and decoupled weight decay of Adam; the decay is stronger for fewer cells by default.
         kl_warmup
             Fraction of the planned training over which the weight of the KL divergence rises to one.
         early_stopping_patience
-            Steps without improvement before training ends; by default a quarter of the planned ones.
+            Steps without improvement before training ends, counted from the end of the warm-up; by default a quarter
+            of the planned ones.
         seed
             Seed of the split, of the order of cells and of every random draw; the model's own by default.
         callbacks
-            Lightning callbacks; the list is not changed.
+            One Lightning callback or several; a list is not changed.
         enable_progress_bar
             Whether to show a bar, where there is a terminal.
         plan_kwargs
@@ -220,34 +229,42 @@ class BaseModel(ABC):
 
         check_trainer_options(trainer_options, list(inspect.signature(self.train).parameters))
         source = self._own_source()
-        seed = self.seed if seed is None else seed
+        seed = self.seed if seed is None else whole_number("seed", seed, least=0)
+        batch_size = whole_number("batch_size", batch_size)
         # Training that goes on keeps its split, lest cells that were held out are trained on.
-        if self.train_indices is None:
-            split = split_indices(source.n_cells, train_size, validation_size, shuffle_set_split, seed)
-            self.train_indices, self.validation_indices, self.test_indices = split
-        options = {"learning_rate": learning_rate, "weight_decay": weight_decay, **_translate(plan_kwargs or {})}
-        if max_steps is None:
-            max_steps = (
-                default_max_steps(len(self.train_indices), batch_size)
-                if max_epochs is None
-                else max_epochs * math.ceil(len(self.train_indices) / batch_size)
-            )
+        train, validation, test = (
+            split_indices(source.n_cells, train_size, validation_size, shuffle_set_split, seed)
+            if self.train_indices is None or self.validation_indices is None
+            else (self.train_indices, self.validation_indices, self.test_indices)
+        )
+        self._require_batch_statistics(len(train), batch_size)
+        max_steps = self._planned_steps(train, batch_size, max_epochs, max_steps)
+        options = {
+            "learning_rate": learning_rate,
+            "weight_decay": default_weight_decay(len(train)) if weight_decay is None else weight_decay,
+            **_translate(plan_kwargs or {}),
+        }
         plan = TrainingPlan(
             max_steps=max_steps,
             batch_size=batch_size,
             kl_warmup=0.0 if self.is_trained else kl_warmup,
-            early_stopping=early_stopping,
+            early_stopping=true_or_false("early_stopping", early_stopping),
             patience=max(1, max_steps // 4) if early_stopping_patience is None else early_stopping_patience,
             **options,
         )
+        callbacks = [] if callbacks is None else [*callbacks] if isinstance(callbacks, Sequence) else [callbacks]
         history = History(self._history_rows)
         self._weights_hash = None
+        self._training_seed = seed
+        self.train_indices, self.validation_indices, self.test_indices = train, validation, test
+        if not self.is_trained:
+            self._initialise(source, train)
         try:
             fit(
                 self.module,
                 source,
-                self.train_indices,
-                self.validation_indices,
+                train,
+                validation,
                 plan,
                 seed=seed,
                 history=history,
@@ -258,6 +275,33 @@ class BaseModel(ABC):
             self.is_trained = True
         finally:
             self._history_rows = history.rows
+
+    def _require_batch_statistics(self, n_train: int, batch_size: int) -> None:
+        """Raise where batch normalisation would have to normalise a single cell."""
+        uses = any(isinstance(layer, torch.nn.BatchNorm1d) for layer in self.module.modules())
+        if uses and min(n_train, batch_size) == 1:
+            cause = (
+                f"batch_size={batch_size}" if batch_size == 1 else f"there is {n_train} cell to train on, so that it"
+            )
+            raise ValueError(
+                f"{cause} leaves one cell in a minibatch, which batch normalisation cannot work with: use at least two, "
+                'or build the model with use_batch_norm="none".'
+            )
+
+    def _planned_steps(
+        self, train: Int[np.ndarray, "train"], batch_size: int, max_epochs: int | None, max_steps: int | None
+    ) -> int:
+        """Return the number of optimiser steps from what the user gave, or from the data."""
+        if max_epochs is not None and max_steps is not None:
+            raise ValueError(
+                f"max_epochs={max_epochs!r} and max_steps={max_steps!r} were both given: pass one of them."
+            )
+        if max_steps is not None:
+            return whole_number("max_steps", max_steps)
+        steps_per_epoch = math.ceil(len(train) / batch_size)
+        if max_epochs is not None:
+            return whole_number("max_epochs", max_epochs) * steps_per_epoch
+        return default_max_steps(self._own_source(), train, steps_per_epoch)
 
     def save(self, dir_path: str | Path, overwrite: bool = False, save_anndata: bool = False) -> None:
         """Write the model to a folder, under a temporary name first: weights (safetensors), all else (JSON).
@@ -284,7 +328,10 @@ class BaseModel(ABC):
             "registry": self.registry.to_dict(),
             "options": self._options,
             "seed": self.seed,
+            "training_seed": self._training_seed,
             "is_trained": self.is_trained,
+            "weights": weights_hash(self.module),
+            "cells": self._cells_hash,
             "history": self._history_rows,
             "split": {
                 name: None if indices is None else indices.tolist()
@@ -323,12 +370,18 @@ class BaseModel(ABC):
                 f"load it with {description['model_class']}.load."
             )
         model = cls.__new__(cls)
-        model._build(Registry.from_dict(description["registry"]), description["options"], description["seed"])
         try:
+            model._build(Registry.from_dict(description["registry"]), description["options"], description["seed"])
             model.module.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(f"The weights in {dir_path} do not belong to its description: {error}.") from error
+        except (RuntimeError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{dir_path} is damaged, or was written by a later release ({description.get('version')}): {error}."
+            ) from error
+        if weights_hash(model.module) != description["weights"]:
+            raise ValueError(f"The weights in {dir_path} are damaged: their fingerprint is not the one that was saved.")
         model.is_trained = description["is_trained"]
+        model._cells_hash = description["cells"]
+        model._training_seed = description.get("training_seed")
         model._history_rows = description["history"]
         for name, indices in description["split"].items():
             setattr(model, f"{name}_indices", None if indices is None else np.asarray(indices, dtype=np.int64))
@@ -342,10 +395,10 @@ class BaseModel(ABC):
         return f"{type(self).__name__}({self.registry.n_genes} genes, {changed}), {state}"
 
     def _own_source(self) -> CellSource:
-        if self._source is None:
+        """Return the cells of the model's AnnData, read anew where it was changed in place."""
+        if self._source is None or self._fingerprint != fingerprint(self.adata, self.registry):
             self.adata = self.adata
-        if self._source is None:
-            raise RuntimeError("The model has no cells to read from.")
+        assert self._source is not None
         return self._source
 
     def _cells(
@@ -360,8 +413,8 @@ class BaseModel(ABC):
             raise RuntimeError(
                 f"The model has not been trained: call model.train() first, or {type(self).__name__}.load."
             )
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
+        if batch_size is not None:
+            batch_size = whole_number("batch_size", batch_size)
         if adata is None or adata is self._adata:
             adata, source = self.adata, self._own_source()
         else:
@@ -369,6 +422,7 @@ class BaseModel(ABC):
             self._require_valid(source)
         return adata, Cells(source, select_cells(indices, source.obs_names), self.device, batch_size)
 
+    @abstractmethod
     def _require_valid(self, source: CellSource) -> None:
         """Raise where the values of another AnnData do not fit the likelihood."""
 
@@ -387,7 +441,10 @@ class BaseModel(ABC):
         is_subset = not np.array_equal(cells.positions, np.arange(cells.source.n_cells))
         if key is None or (is_subset and not write_subset):
             return
-        write_result(adata, slot, key, values, cells.positions, self._provenance(arguments), columns)
+        if not isinstance(key, str) or not key:
+            raise ValueError(f"key_added={key!r} must be a name, or None to write nothing.")
+        record = {**arguments, "n_cells": len(cells), "all_cells": not is_subset}
+        write_result(adata, slot, key, values, cells.positions, self._provenance(record), columns)
 
     def _write_expression(
         self,
@@ -400,8 +457,9 @@ class BaseModel(ABC):
         arguments: Mapping[str, Any],
     ) -> None:
         """Write expression as a layer, or as a data frame in ``obsm`` where its genes are not those of the AnnData."""
-        if list(adata.var_names) == list(genes):
-            self._write(adata, "layers", key, expression, cells, write_subset, arguments)
+        order = pd.Index(genes).get_indexer(adata.var_names)
+        if len(order) == len(genes) and (order >= 0).all():
+            self._write(adata, "layers", key, expression[:, order], cells, write_subset, arguments)
         else:
             self._write(adata, "obsm", key, expression, cells, write_subset, arguments, genes)
 
@@ -417,12 +475,14 @@ class BaseModel(ABC):
             "registry": self.registry.hash,
             "weights": self._weights_hash,
             "epochs": self._history_rows[-1]["epoch"] if self._history_rows else 0,
-            "model_seed": self.seed,
+            "steps": self._history_rows[-1]["step"] if self._history_rows else 0,
+            "seed": self.seed,
+            "training_seed": self._training_seed,
             "arguments": dict(arguments),
         }
 
 
-def reject_unknown(model: type, unknown: Mapping[str, Any]) -> None:
+def reject_unknown(model: type[BaseModel], unknown: Mapping[str, Any]) -> None:
     """Raise where a model was given an option that it does not have.
 
     Parameters
@@ -441,7 +501,7 @@ def reject_unknown(model: type, unknown: Mapping[str, Any]) -> None:
         return
     valid = [
         name
-        for name, parameter in inspect.signature(model.__init__).parameters.items()
+        for name, parameter in inspect.signature(model).parameters.items()
         if name not in ("self", "adata") and parameter.kind is not parameter.VAR_KEYWORD
     ]
     name = next(iter(unknown))

@@ -23,12 +23,14 @@ __all__ = [
     "elbo_terms",
     "evaluating",
     "latent_mean",
+    "latent_parameters",
     "library_size",
     "likelihood_parameters",
     "marginal_log_likelihood",
     "normalized_expression",
     "predictive_samples",
     "shared_noise",
+    "target_batches",
 ]
 
 # Entries of (samples, cells, genes) held at once: 128 MB in single precision.
@@ -180,7 +182,7 @@ def library_size(module: VAE, cells: Cells) -> Float[np.ndarray, "cells"]:
     """
     sizes = np.empty(len(cells), dtype=np.float32)
     for rows, minibatch in cells:
-        sizes[rows] = _library(module, minibatch, module.encode(minibatch).log_library).cpu().numpy()
+        sizes[rows] = _library(minibatch, module.encode(minibatch).log_library).cpu().numpy()
     return sizes
 
 
@@ -212,23 +214,29 @@ def normalized_expression(
     n_samples, seed
         Samples of the posterior; ``average`` takes their mean.
     average
-        Whether samples are averaged or returned on the first axis.
+        Whether samples are averaged, or returned on the first axis and then independent between cells.
     """
     n_genes = cells.source.n_genes if genes is None else len(genes)
     shape = (len(cells), n_genes) if average else (n_samples, len(cells), n_genes)
     expression = np.zeros(shape, dtype=np.float32)
-    noise = shared_noise(n_samples, module.encoder.mean.out_features, seed, cells.device)
+    n_latent = module.encoder.mean.out_features
+    noise = shared_noise(n_samples, n_latent, seed, cells.device)
+    generator = torch.Generator(cells.device).manual_seed(seed)
     columns = None if genes is None else torch.from_numpy(genes).to(cells.device)
     for rows, minibatch in cells:
         posterior = module.encode(minibatch)
-        scale = _library(module, minibatch, posterior.log_library) if depth == "latent" else float(depth)
-        scale = scale.unsqueeze(-1) if isinstance(scale, Tensor) else scale
-        targets = [minibatch.batch.new_full((minibatch.n_cells,), batch) for batch in batches] or [None]
+        scale: Tensor | float = (
+            _depth(module, minibatch, posterior.log_library).unsqueeze(-1) if depth == "latent" else float(depth)
+        )
+        targets = target_batches(minibatch, batches)
+        if not average:
+            shape_of_noise = (n_samples, minibatch.n_cells, n_latent)
+            noise = torch.randn(shape_of_noise, generator=generator, device=cells.device)
         first = 0
         for n_at_once in cells.samples_at_once(minibatch.n_cells, n_samples):
             sample = _at(posterior.qz, noise[first : first + n_at_once])
-            total = sum(_expression(module, sample, minibatch, target, columns) for target in targets)
-            total = total * (scale / len(targets))
+            total = torch.stack([_expression(module, sample, minibatch, target, columns) for target in targets]).mean(0)
+            total = total * scale
             if average:
                 expression[rows] += (total.sum(0) / n_samples).cpu().numpy()
             else:
@@ -248,10 +256,11 @@ def elbo_terms(module: VAE, cells: Cells, n_samples: int, seed: int) -> dict[str
     generator = torch.Generator(cells.device).manual_seed(seed)
     result: dict[str, np.ndarray] = {}
     for rows, minibatch in cells:
-        for _ in range(n_samples):
-            for name, term in module.objective(minibatch, generator).terms().items():
+        for n_at_once in cells.samples_at_once(minibatch.n_cells, n_samples):
+            for name, term in module.elbo(minibatch, n_at_once, generator).terms().items():
                 values = result.setdefault(name, np.zeros(len(cells)))
-                values[rows] += term.double().cpu().numpy() / n_samples
+                total = term.double().expand(n_at_once, -1).sum(0)
+                values[rows] += total.cpu().numpy() / n_samples
     return result
 
 
@@ -327,12 +336,32 @@ def predictive_samples(
     return [sp.vstack(of_sample, format="csr") for of_sample in samples]
 
 
+def target_batches(minibatch: Minibatch, batches: Sequence[int]) -> list[Tensor | None]:
+    """Return the batch of each cell for each batch to decode with, or ``None`` once for the observed ones.
+
+    Parameters
+    ----------
+    minibatch
+        The cells.
+    batches
+        Batches to decode with.
+    """
+    if not batches:
+        return [None]
+    return [minibatch.batch.new_full((minibatch.n_cells,), batch) for batch in batches]
+
+
 def _at(qz: Normal, noise: Tensor) -> Tensor:
     return qz.loc + qz.scale * noise
 
 
-def _library(module: VAE, minibatch: Minibatch, log_library: Normal | None) -> Float[Tensor, "cells"]:
-    """Mean of the log-normal posterior of the library size, or what was observed."""
+def _depth(module: VAE, minibatch: Minibatch, log_library: Normal | None) -> Float[Tensor, "cells"]:
+    """Return what expression is multiplied with: size factor, or posterior mean of the library size."""
+    return module.depth(minibatch, None) if log_library is None else _library(minibatch, log_library)
+
+
+def _library(minibatch: Minibatch, log_library: Normal | None) -> Float[Tensor, "cells"]:
+    """Return the mean of the log-normal posterior of the library size, or what was observed."""
     if log_library is None:
         return minibatch.library_size
     return torch.exp(log_library.loc + 0.5 * log_library.scale.square())

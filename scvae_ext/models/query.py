@@ -1,16 +1,27 @@
 """Which cells and genes a getter was asked for."""
 
+import math
 from collections.abc import Sequence
 from difflib import get_close_matches
+from numbers import Real
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-__all__ = ["CellSelection", "GeneSelection", "select_cells", "select_genes", "select_options"]
+__all__ = [
+    "CellSelection",
+    "GeneSelection",
+    "positive_number",
+    "select_cells",
+    "select_genes",
+    "select_options",
+    "true_or_false",
+    "whole_number",
+]
 
 CELLS_MAY_BE = "positions, a boolean mask with one entry a cell, or names of adata.obs_names"
-CellSelection = Sequence[int] | Sequence[bool] | Sequence[str] | np.ndarray | pd.Index | pd.Series
+CellSelection = slice | Sequence[int] | Sequence[bool] | Sequence[str] | np.ndarray | pd.Index | pd.Series
 GeneSelection = Sequence[str] | np.ndarray | pd.Index | pd.Series
 
 
@@ -32,6 +43,15 @@ def select_cells(indices: CellSelection | None, obs_names: pd.Index) -> Int[np.n
     n_cells = len(obs_names)
     if indices is None:
         return np.arange(n_cells)
+    if isinstance(indices, slice):
+        indices = np.arange(n_cells)[indices]
+    if isinstance(indices, set | frozenset):
+        raise ValueError(f"indices is a set, which has no order: pass a list of {CELLS_MAY_BE}.")
+    if isinstance(indices, pd.Series) and indices.dtype == bool and not indices.index.equals(obs_names):
+        raise ValueError(
+            "indices is a mask whose index is not adata.obs_names: "
+            "pass indices.loc[adata.obs_names] or indices.to_numpy()."
+        )
     asked = np.atleast_1d(np.asarray(indices))
     if asked.ndim != 1:
         raise ValueError(f"indices has {asked.ndim} axes: pass {CELLS_MAY_BE}.")
@@ -46,7 +66,7 @@ def select_cells(indices: CellSelection | None, obs_names: pd.Index) -> Int[np.n
     if np.issubdtype(asked.dtype, np.integer):
         outside = asked[(asked >= n_cells) | (asked < -n_cells)]
         if len(outside):
-            raise IndexError(f"indices holds {outside[0]}, but there are {n_cells} cells (0 to {n_cells - 1}).")
+            raise IndexError(f"indices holds {outside[0].item()}, but there are {n_cells} cells (0 to {n_cells - 1}).")
         return np.where(asked < 0, asked + n_cells, asked).astype(np.int64)
     return _positions_of_names(asked, obs_names, "indices", "adata.obs_names", CELLS_MAY_BE)
 
@@ -70,12 +90,14 @@ def select_genes(gene_list: GeneSelection | None, var_names: Sequence[str]) -> I
         return None
     if isinstance(gene_list, str):
         raise ValueError(f"gene_list={gene_list!r} is one string: pass a list, [{gene_list!r}].")
+    if isinstance(gene_list, set | frozenset):
+        raise ValueError("gene_list is a set, which has no order: pass a list.")
     asked = np.asarray(gene_list)
     if asked.size == 0:
         raise ValueError("gene_list is empty: pass names of genes, or None for all genes.")
     repeated = pd.Index(asked)[pd.Index(asked).duplicated()]
     if len(repeated):
-        raise ValueError(f"gene_list names {repeated[0]!r} more than once: pass each gene once.")
+        raise ValueError(f"gene_list names {str(repeated[0])!r} more than once: pass each gene once.")
     return _positions_of_names(asked, pd.Index(var_names), "gene_list", "the model's genes", "names of genes")
 
 
@@ -124,10 +146,69 @@ def _positions_of_names(
     positions = names.get_indexer(pd.Index(asked)) if names.is_unique else None
     if positions is None:
         raise ValueError(f"{where} are not unique, so that {argument} cannot name them: pass positions instead.")
-    missing = asked[positions < 0]
-    if len(missing):
-        near = get_close_matches(str(missing[0]), list(map(str, names)), n=3)
+    missing = asked[positions < 0].tolist()
+    if missing:
+        # Names that differ in case alone come first.
+        by_case = [str(name) for name in names if str(name).lower() == str(missing[0]).lower()]
+        near = by_case or get_close_matches(str(missing[0]), list(map(str, names)), n=3)
         hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(f"{argument} holds {missing[0]!r}{others}, not among {where}: pass {what}.{hint}")
     return positions
+
+
+def whole_number(name: str, value: object, least: int = 1) -> int:
+    """Return a whole number as a Python integer.
+
+    Parameters
+    ----------
+    name, value
+        Of the argument.
+    least
+        Smallest value allowed.
+
+    Raises
+    ------
+    ValueError
+        If it is not a whole number, or too small.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
+    return int(value)
+
+
+def positive_number(name: str, value: object) -> float:
+    """Return a positive, finite number as a Python one.
+
+    Parameters
+    ----------
+    name, value
+        Of the argument.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
+    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name}={value!r} must be a positive number.")
+    return number
+
+
+def true_or_false(name: str, value: object) -> bool:
+    """Return a truth value as a Python one.
+
+    Parameters
+    ----------
+    name, value
+        Of the argument.
+
+    Raises
+    ------
+    ValueError
+        If it is neither true nor false.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name}={value!r} must be True or False.")
+    return bool(value)

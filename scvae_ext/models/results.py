@@ -11,9 +11,9 @@ from anndata import AnnData
 from jaxtyping import Float, Int
 from torch import nn
 
-from scvae_ext.data import make_actual, record_result
+from scvae_ext.data import Registry, make_actual, record_result
 
-__all__ = ["weights_hash", "write_result"]
+__all__ = ["fingerprint", "names_hash", "weights_hash", "write_result"]
 
 
 def write_result(
@@ -57,6 +57,44 @@ def write_result(
     content = values if columns is None else pd.DataFrame(values, index=adata.obs_names, columns=list(columns))
     getattr(adata, slot)[key] = content
     record_result(adata, f'{slot}["{key}"]', {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
+
+
+def names_hash(names: pd.Index) -> str:
+    """Return a fingerprint of names and their order.
+
+    Parameters
+    ----------
+    names
+        Names of cells or genes.
+    """
+    digest = hashlib.sha256(pd.util.hash_array(names.astype(str).to_numpy(dtype=object)).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint(adata: AnnData, registry: Registry) -> tuple[object, ...]:
+    """Return what changes when someone filters, sorts or relabels an AnnData in place.
+
+    Parameters
+    ----------
+    adata
+        The AnnData.
+    registry
+        Which of its columns matter.
+    """
+    keys = [registry.batch_key, registry.labels_key, registry.size_factor_key]
+    keys += [covariate.key for covariate in registry.categorical_covariates]
+    keys += [covariate.key for covariate in registry.continuous_covariates]
+    columns = adata.obs[[key for key in keys if key is not None and key in adata.obs]]
+    content = b"".join(pd.util.hash_array(columns[key].astype(str).to_numpy()).tobytes() for key in columns)
+    # A backed matrix is opened anew at every access: its identity says nothing.
+    matrix = None if adata.isbacked else id(adata.X if registry.layer is None else adata.layers.get(registry.layer))
+    return (
+        adata.shape,
+        matrix,
+        names_hash(adata.obs_names),
+        names_hash(adata.var_names),
+        hashlib.sha256(content).hexdigest(),
+    )
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -17,6 +17,7 @@ FORMAT = 1
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 ADATA_FILE = "adata.h5ad"
+DESCRIBED = ("registry", "options", "seed", "is_trained", "history", "split", "cells", "weights")
 
 
 def write_model(
@@ -62,9 +63,15 @@ def write_model(
         (new / MODEL_FILE).write_text(text, encoding="utf-8")
         if adata is not None:
             adata.write_h5ad(new / ADATA_FILE)
+        old = Path(temporary) / "old"
         if path.exists():
-            path.rename(Path(temporary) / "old")
-        new.rename(path)
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
 
 
 def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -97,8 +104,8 @@ def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         description = json.loads((path / MODEL_FILE).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path / MODEL_FILE} is truncated or not a model's description: {error}.") from error
-    if not isinstance(description, dict) or "model_class" not in description:
-        raise ValueError(f"{path / MODEL_FILE} was not written by scvae_ext.")
+    if not isinstance(description, dict) or not {"model_class", *DESCRIBED} <= description.keys():
+        raise ValueError(f"{path / MODEL_FILE} was not written by scvae_ext, or is damaged.")
     if description.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {description.get('format')!r}, but this release reads format {FORMAT}: "

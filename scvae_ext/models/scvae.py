@@ -1,21 +1,30 @@
 """The variational autoencoder of single-cell counts."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from scvae_ext.data import CellSource, Registry
 from scvae_ext.likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
 from scvae_ext.models import inference
 from scvae_ext.models.base import BaseModel, reject_unknown
-from scvae_ext.models.query import CellSelection, GeneSelection, select_genes, select_options
+from scvae_ext.models.query import (
+    CellSelection,
+    GeneSelection,
+    positive_number,
+    select_genes,
+    select_options,
+    true_or_false,
+    whole_number,
+)
 from scvae_ext.modules import VAE, LatentDistribution
-from scvae_ext.nn import BatchRepresentation, DispersionKind
+from scvae_ext.nn import BatchRepresentation, DispersionKind, Normalisation
 
 __all__ = ["SCVAE"]
 
@@ -116,7 +125,20 @@ class SCVAE(BaseModel):
         }
         super().__init__(adata, options, seed)
 
+    @override
     def _make_module(self, registry: Registry, options: Mapping[str, Any]) -> VAE:
+        for name in ("use_observed_lib_size", "encode_covariates", "deeply_inject_covariates"):
+            true_or_false(name, options[name])
+        if registry.size_factor_key is not None and not options["use_observed_lib_size"]:
+            raise ValueError(
+                f"use_observed_lib_size=False asks for a latent library size, but size_factor_key="
+                f"{registry.size_factor_key!r} takes its place: leave one of the two out."
+            )
+        if options["gene_likelihood"] == "normal" and not options["use_observed_lib_size"]:
+            raise ValueError(
+                'use_observed_lib_size=False has no meaning for gene_likelihood="normal", whose values are normalised by '
+                "the observed library size: leave it at True."
+            )
         own = ("use_batch_norm", "use_layer_norm")
         module = VAE(
             registry.n_genes,
@@ -133,10 +155,12 @@ class SCVAE(BaseModel):
             registry.require_counts(options["gene_likelihood"])
         return module
 
-    def _initialise(self, source: CellSource) -> None:
-        super()._initialise(source)
-        self.module.initialise_library(source.library_size, source.batch)
+    @override
+    def _initialise(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:
+        super()._initialise(source, train)
+        self.module.initialise_library(source.library_size[train], source.batch[train])
 
+    @override
     def _require_valid(self, source: CellSource) -> None:
         if self._options["gene_likelihood"] in COUNT_LIKELIHOODS:
             source.require_counts(self._options["gene_likelihood"])
@@ -173,7 +197,8 @@ class SCVAE(BaseModel):
         return_dist
             Whether to return mean and variance of the Gaussian posterior instead; writes nothing.
         n_samples
-            Number of samples on a leading axis, with ``give_mean=False``; these are not written.
+            Number of samples on a leading axis, with ``give_mean=False``; these are not written. Samples depend on
+            ``batch_size`` and on the cells asked for.
         seed
             Seed of samples.
         fill_missing_genes
@@ -195,17 +220,21 @@ class SCVAE(BaseModel):
         ValueError
             If cells, genes or categories do not fit; the message names them.
         """
+        if give_mean and n_samples is not None:
+            raise ValueError(f"n_samples={n_samples!r} needs give_mean=False: the mean is one value a cell.")
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         with inference.evaluating(self.module):
             if return_dist:
                 return inference.latent_parameters(self.module, cells)
             if not give_mean:
-                latent = inference.draw_latent(self.module, cells, _positive("n_samples", n_samples or 1), seed)
+                latent = inference.draw_latent(
+                    self.module, cells, whole_number("n_samples", 1 if n_samples is None else n_samples), seed
+                )
                 if n_samples is not None:
                     return latent
                 latent = latent[0]
             else:
-                latent = inference.latent_mean(self.module, cells, _positive("mc_samples", mc_samples), seed)
+                latent = inference.latent_mean(self.module, cells, whole_number("mc_samples", mc_samples), seed)
         arguments = {"give_mean": give_mean, "mc_samples": mc_samples, "seed": seed}
         self._write(adata, "obsm", key_added, latent, cells, write_subset, arguments)
         return latent
@@ -229,8 +258,9 @@ class SCVAE(BaseModel):
     ) -> pd.DataFrame | Float[np.ndarray, "*samples cells chosen"]:
         r"""Return denoised expression, the posterior mean :math:`\ell\,\mathbb E_{q(z \mid x)}[\rho_g(z, s)]`.
 
-        The expectation is over ``n_samples`` fixed pairs of opposite draws shared by all cells, so that the result is
-        deterministic and does not depend on the order or the selection of cells; one sample is the posterior mean.
+        The expectation is over ``n_samples`` draws of standard normal noise, in pairs of opposite sign and the same for
+        all cells, so that the result is deterministic and does not depend on the order or the selection of cells. A
+        single draw, and the odd one of an odd number, is zero: the mean of the posterior.
 
         Parameters
         ----------
@@ -242,11 +272,12 @@ class SCVAE(BaseModel):
             Genes to return, in this order; all where ``None``. Their values are those that they have among all genes.
         library_size
             What the values of a cell sum to over all genes, or ``"latent"`` for the cell's own library size in counts.
-            With size factors the values are rates times this number, and their sum is free.
+            With size factors the values are rates times this number, or times the size factor, and their sum is free.
         n_samples, seed
             Samples of the posterior, and their seed.
         return_mean
-            Whether samples are averaged, or returned on a leading axis; the latter are not written.
+            Whether samples are averaged, or returned on a leading axis. The latter are independent draws for each cell,
+            which depend on ``batch_size`` and on the cells asked for, and are not written.
         return_numpy
             Whether to return an array rather than a data frame of cells by genes.
         key_added
@@ -268,16 +299,15 @@ class SCVAE(BaseModel):
             "transform_batch", transform_batch, self.registry.batch_categories, self.registry.batch_key
         )
         genes = select_genes(gene_list, self.registry.var_names)
-        if library_size != "latent" and not (isinstance(library_size, int | float) and library_size > 0):
-            raise ValueError(f'library_size={library_size!r} must be a positive number or "latent".')
+        depth = "latent" if library_size == "latent" else positive_number("library_size", library_size)
         with inference.evaluating(self.module):
             expression = inference.normalized_expression(
                 self.module,
                 cells,
                 batches,
                 genes,
-                library_size,
-                _positive("n_samples", n_samples),
+                depth,
+                whole_number("n_samples", n_samples),
                 seed,
                 average=return_mean,
             )
@@ -289,7 +319,7 @@ class SCVAE(BaseModel):
         arguments = {
             "transform_batch": [self.registry.batch_categories[batch] for batch in batches] or None,
             "gene_list": None if genes is None else names,
-            "library_size": library_size,
+            "library_size": depth,
             "n_samples": n_samples,
             "seed": seed,
         }
@@ -320,7 +350,7 @@ class SCVAE(BaseModel):
         return_mean
             Whether to return the mean over cells rather than a value a cell.
         n_samples, seed
-            Samples of the expectation, and their seed.
+            Samples of the expectation, and their seed. The draws depend on ``batch_size`` and on the cells asked for.
         """
         return self._mean_term("elbo", adata, indices, batch_size, n_samples, seed, fill_missing_genes, return_mean)
 
@@ -374,7 +404,7 @@ class SCVAE(BaseModel):
         """
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         with inference.evaluating(self.module):
-            n_samples = _positive("n_mc_samples", n_mc_samples)
+            n_samples = whole_number("n_mc_samples", n_mc_samples)
             evidence = inference.marginal_log_likelihood(self.module, cells, n_samples, seed)
         return float(evidence.mean()) if return_mean else evidence
 
@@ -406,7 +436,7 @@ class SCVAE(BaseModel):
         """
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         with inference.evaluating(self.module):
-            return inference.likelihood_parameters(self.module, cells, _positive("n_samples", n_samples), seed)
+            return inference.likelihood_parameters(self.module, cells, whole_number("n_samples", n_samples), seed)
 
     def get_latent_library_size(
         self,
@@ -460,7 +490,7 @@ class SCVAE(BaseModel):
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         genes = select_genes(gene_list, self.registry.var_names)
         with inference.evaluating(self.module):
-            draws = inference.predictive_samples(self.module, cells, genes, _positive("n_samples", n_samples), seed)
+            draws = inference.predictive_samples(self.module, cells, genes, whole_number("n_samples", n_samples), seed)
         return draws[0] if n_samples == 1 else draws
 
     def _mean_term(
@@ -476,14 +506,14 @@ class SCVAE(BaseModel):
     ) -> float | Float[np.ndarray, "cells"]:
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         with inference.evaluating(self.module):
-            values = inference.elbo_terms(self.module, cells, _positive("n_samples", n_samples), seed)[term]
+            values = inference.elbo_terms(self.module, cells, whole_number("n_samples", n_samples), seed)[term]
         return float(values.mean()) if return_mean else values
 
 
-def _normalisation(options: Mapping[str, Any], network: str) -> Literal["batch", "layer", "none"]:
+def _normalisation(options: Mapping[str, Any], network: str) -> Normalisation:
     """Resolve the two options of scvi-tools into one for a network."""
-    chosen = []
-    for kind in ("batch", "layer"):
+    chosen: list[Normalisation] = []
+    for kind in get_args(Normalisation)[:2]:
         value = options[f"use_{kind}_norm"]
         if value not in ("encoder", "decoder", "none", "both"):
             raise ValueError(f'use_{kind}_norm={value!r} is not known: use "encoder", "decoder", "both" or "none".')
@@ -495,9 +525,3 @@ def _normalisation(options: Mapping[str, Any], network: str) -> Literal["batch",
             f'normalise the {network}: set one of them to "none".'
         )
     return chosen[0] if chosen else "none"
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
-    return int(value)

@@ -72,7 +72,8 @@ class DeterministicAutoencoder(Trainable):
             The cells.
         """
         x = minibatch.counts.scatter(minibatch.counts.values.log1p())
-        return self.latent(self.encoder(x, x.new_empty(len(x), 0)))
+        latent: Tensor = self.latent(self.encoder(x, x.new_empty(len(x), 0)))
+        return latent
 
     def decode_hidden(
         self, latent: CellsByLatent, minibatch: Minibatch, batch: CellIndices | None = None
@@ -88,7 +89,8 @@ class DeterministicAutoencoder(Trainable):
         batch
             Batches to use in place of the observed ones.
         """
-        return self.decoder(latent, self.covariates(minibatch, batch))
+        hidden: Tensor = self.decoder(latent, self.covariates(minibatch, batch))
+        return hidden
 
     def forward(self, minibatch: Minibatch) -> CellsByGenes:
         """Return the predicted log-normalised values.
@@ -98,7 +100,8 @@ class DeterministicAutoencoder(Trainable):
         minibatch
             The cells.
         """
-        return self.head(self.decode_hidden(self.encode(minibatch), minibatch))
+        values: Tensor = self.head(self.decode_hidden(self.encode(minibatch), minibatch))
+        return values
 
     def objective(self, minibatch: Minibatch, generator: torch.Generator | None = None) -> SquaredError:
         """Return the mean squared error of each cell; nothing is sampled."""

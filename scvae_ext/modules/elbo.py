@@ -1,5 +1,7 @@
 """The evidence lower bound and the importance weights of the evidence, as pure functions."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +14,9 @@ from scvae_ext.modules.outputs import Elbo, VAEOutput
 __all__ = ["elbo", "log_importance_weights"]
 
 
-def elbo(output: VAEOutput, likelihood: Likelihood, minibatch: Minibatch, library_prior: Normal | None = None) -> Elbo:
+def elbo(
+    output: VAEOutput, likelihood: Likelihood[Any], minibatch: Minibatch, library_prior: Normal | None = None
+) -> Elbo:
     r"""Return the ELBO of each cell, in nats.
 
     The reconstruction is a Monte Carlo estimate at the sampled latent; both divergences are in closed form,
@@ -38,7 +42,7 @@ def elbo(output: VAEOutput, likelihood: Likelihood, minibatch: Minibatch, librar
 
 
 def log_importance_weights(
-    output: VAEOutput, likelihood: Likelihood, minibatch: Minibatch, library_prior: Normal | None = None
+    output: VAEOutput, likelihood: Likelihood[Any], minibatch: Minibatch, library_prior: Normal | None = None
 ) -> Float[Tensor, "*samples cells"]:
     r"""Return :math:`\log p(x \mid z) + \log p(z) - \log q(z \mid x)` at each sample, in nats.
 
@@ -51,7 +55,7 @@ def log_importance_weights(
         As for :func:`elbo`.
     """
     prior = Normal(torch.zeros_like(output.posterior.qz.loc), 1.0, validate_args=False)
-    weights = likelihood.reconstruction(output.px, minibatch)
+    weights: Tensor = likelihood.reconstruction(output.px, minibatch)
     weights = weights + (prior.log_prob(output.latent) - output.posterior.qz.log_prob(output.latent)).sum(-1)
     q_library = output.posterior.log_library
     if q_library is not None and library_prior is not None and output.log_library is not None:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Normal
+from typing_extensions import override
 
 from scvae_ext.likelihoods import GeneLikelihood, GeneStatistics, depth, make_likelihood
 from scvae_ext.minibatch import Minibatch
@@ -209,7 +210,8 @@ class VAE(Trainable):
         batch
             Batches to use in place of the observed ones.
         """
-        return self.decoder(self.to_latent(sample), self.covariates(minibatch, batch))
+        hidden: Tensor = self.decoder(self.to_latent(sample), self.covariates(minibatch, batch))
+        return hidden
 
     def depth(self, minibatch: Minibatch, log_library: Tensor | None) -> Float[Tensor, "*samples cells"]:
         """Return what expression is multiplied with: size factor, latent or observed library size.
@@ -240,12 +242,13 @@ class VAE(Trainable):
             Sample of the log library size, where it is latent.
         """
         hidden: CellsByHidden = self.decode_hidden(sample, minibatch, batch)
-        return self.likelihood(
+        px: Distribution = self.likelihood(
             hidden,
             self.depth(minibatch, log_library),
             minibatch.batch if batch is None else batch,
             minibatch.label,
         )
+        return px
 
     def forward(
         self,
@@ -286,9 +289,22 @@ class VAE(Trainable):
         variance = self.library_log_variances[minibatch.batch]
         return Normal(self.library_log_means[minibatch.batch], variance.sqrt(), validate_args=False)
 
+    @override
     def objective(self, minibatch: Minibatch, generator: torch.Generator | None = None) -> Elbo:
-        """Return the ELBO of each cell at one sample."""
-        return elbo(self(minibatch, None, generator), self.likelihood, minibatch, self.library_prior(minibatch))
+        return self.elbo(minibatch, None, generator)
+
+    def elbo(
+        self, minibatch: Minibatch, n_samples: int | None = None, generator: torch.Generator | None = None
+    ) -> Elbo:
+        """Return the ELBO of each cell, at one sample or at several on a leading axis.
+
+        Parameters
+        ----------
+        minibatch, n_samples, generator
+            As for :meth:`forward`.
+        """
+        output = self(minibatch, n_samples, generator)
+        return elbo(output, self.likelihood, minibatch, self.library_prior(minibatch))
 
     def log_importance_weights(
         self, minibatch: Minibatch, n_samples: int, generator: torch.Generator | None = None

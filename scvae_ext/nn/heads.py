@@ -95,7 +95,8 @@ class LogExpressionHead(nn.Module):
         hidden
             Activations of the decoder.
         """
-        return self.linear(hidden)
+        values: Tensor = self.linear(hidden)
+        return values
 
     def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
         """Return expression per unit of depth: the values taken back from the log, none below zero.
@@ -126,9 +127,9 @@ class Dispersion(nn.Module):
     def __init__(self, kind: DispersionKind, n_hidden: int, n_genes: int, n_batches: int, n_labels: int) -> None:
         super().__init__()
         self.kind = kind
-        self.linear = nn.Linear(n_hidden, n_genes) if kind == "gene-cell" else None
-        rows = {"gene": (), "gene-batch": (n_batches,), "gene-label": (n_labels,)}
-        self.log_value = None if kind == "gene-cell" else nn.Parameter(torch.zeros(*rows[kind], n_genes))
+        rows = {"gene-batch": (n_batches,), "gene-label": (n_labels,)}.get(kind, ())
+        self.log_value = nn.Parameter(torch.zeros(*rows, n_genes))
+        self.of_cell = nn.Linear(n_hidden, n_genes, bias=False) if kind == "gene-cell" else None
 
     def initialise(self, value: GeneValues) -> None:
         """Start from one value a gene.
@@ -138,9 +139,8 @@ class Dispersion(nn.Module):
         value
             Estimates of each gene, for example by moments.
         """
-        parameter = self.log_value if self.linear is None else self.linear.bias
         with torch.no_grad():
-            parameter.copy_(value.log().expand_as(parameter))
+            self.log_value.copy_(value.log().expand_as(self.log_value))
 
     def forward(
         self, hidden: Float[Tensor, "*samples cells hidden"], batch: CellIndices, label: CellIndices
@@ -152,9 +152,8 @@ class Dispersion(nn.Module):
         hidden, batch, label
             Activations of the decoder, batch and label of each cell.
         """
-        if self.linear is not None:
-            return self.linear(hidden).clamp(*LOG_DISPERSION_RANGE).exp()
-        value = self.log_value.clamp(*LOG_DISPERSION_RANGE).exp()
+        log_value = self.log_value if self.of_cell is None else self.log_value + self.of_cell(hidden)
+        value = log_value.clamp(*LOG_DISPERSION_RANGE).exp()
         rows = {"gene-batch": batch, "gene-label": label}
         return value[rows[self.kind]] if self.kind in rows else value
 
@@ -184,4 +183,5 @@ class ZeroInflationHead(nn.Module):
         hidden
             Activations of the decoder.
         """
-        return self.linear(hidden)
+        logits: Tensor = self.linear(hidden)
+        return logits

@@ -66,7 +66,8 @@ def history(
         ax = plt.subplots(figsize=(5.0, 3.4), layout="constrained")[1]
     for part, label in {"train": "training cells", "validation": "held-out cells"}.items():
         if f"{metric}_{part}" in frame:
-            ax.plot(frame["step"], frame[f"{metric}_{part}"], color=_COLORS[part], label=label, linewidth=1.6)
+            marker = "." if len(frame) < 10 else "none"
+            ax.plot(frame["step"], frame[f"{metric}_{part}"], marker=marker, color=_COLORS[part], label=label)
     if f"{metric}_validation" in frame:
         _mark_best(ax, frame, metric)
     _mark_end_of_warm_up(ax, frame)

@@ -6,15 +6,15 @@ import threading
 from types import FrameType
 from typing import Any
 
-import lightning as L
-import torch
-from lightning.pytorch.callbacks import Callback
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 from tqdm import tqdm
 
+from scvae_ext.modules import Trainable
 from scvae_ext.train.lightning_module import TrainingModule
 
-__all__ = ["BestWeights", "GentleInterrupt", "TrainingBar"]
+__all__ = ["BestWeights", "GentleInterrupt", "PatientEarlyStopping", "TrainingBar"]
 
 
 class BestWeights(Callback):
@@ -22,76 +22,84 @@ class BestWeights(Callback):
 
     Parameters
     ----------
-    name, mode
-        Logged metric, and ``"max"`` or ``"min"``.
+    module
+        What is trained; its ``monitor`` names the score.
     """
 
-    def __init__(self, name: str, mode: str) -> None:
-        self.name = name
-        self.sign = 1.0 if mode == "max" else -1.0
+    def __init__(self, module: Trainable) -> None:
+        self.module = module
+        self.name = f"{module.monitor}_validation"
+        self.sign = 1.0 if module.monitor_mode == "max" else -1.0
         self.score = -float("inf")
-        self.step = 0
         self.weights: dict[str, Tensor] | None = None
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
-        """Copy the weights where the score is the best so far and the warm-up of the KL divergence is over."""
-        if trainer.sanity_checking or self.name not in trainer.callback_metrics:
-            return
-        score = self.sign * float(trainer.callback_metrics[self.name])
-        if score > self.score:
-            self.score, self.step = score, pl_module.step
-            self.weights = {name: value.detach().clone() for name, value in pl_module.module.state_dict().items()}
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the weights where the score is the best so far."""
+        if not trainer.sanity_checking and self.name in trainer.callback_metrics:
+            self.consider(float(trainer.callback_metrics[self.name]))
 
-    def restore(self, module: torch.nn.Module) -> None:
-        """Put the best weights back.
+    def consider(self, score: float | None) -> None:
+        """Copy the weights where the score is the best so far.
 
         Parameters
         ----------
-        module
-            Module that was trained.
+        score
+            Held-out score of the weights as they are, or ``None`` for none.
         """
+        if score is not None and self.sign * score > self.score:
+            self.score = self.sign * score
+            self.weights = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+
+    def restore(self) -> None:
+        """Put the best weights back."""
         if self.weights is not None:
-            module.load_state_dict(self.weights)
+            self.module.load_state_dict(self.weights)
 
 
 class TrainingBar(Callback):
-    """One bar over all steps with the ELBO and the time left; silent where there is no terminal.
+    """One bar over all steps with the held-out score and the time left; silent where there is no terminal.
 
     Parameters
     ----------
-    name
-        Name of the figure shown.
+    training
+        The module that counts steps.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, training: TrainingModule) -> None:
+        self.training = training
+        self.monitor = training.module.monitor
         self._bar: tqdm | None = None
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         if trainer.is_global_zero:
             self._bar = tqdm(
-                total=pl_module.plan.max_steps, desc="Training", unit="step", disable=None, file=sys.stderr, leave=True
+                total=self.training.plan.max_steps,
+                desc="Training",
+                unit="step",
+                disable=None,
+                file=sys.stderr,
+                leave=True,
             )
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move on by the updates of the block."""
         if self._bar is not None:
-            self._bar.update(pl_module.step - self._bar.n)
+            self._bar.update(self.training.step - self._bar.n)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the newest held-out score."""
-        metric = trainer.callback_metrics.get(f"{pl_module.module.monitor}_validation")
+        metric = trainer.callback_metrics.get(f"{self.monitor}_validation")
         if self._bar is not None and metric is not None:
-            self._bar.set_postfix({f"held-out {self.name}": f"{float(metric):.4g}"}, refresh=False)
+            self._bar.set_postfix({f"held-out {self.monitor.upper()}": f"{float(metric):.4g}"}, refresh=False)
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
         self.close()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: TrainingModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the bar."""
         self.close()
 
@@ -102,19 +110,47 @@ class TrainingBar(Callback):
             self._bar = None
 
 
+class PatientEarlyStopping(EarlyStopping):
+    """Early stopping that starts to count when the weight of the KL divergence has reached its final value.
+
+    Before, the objective itself changes, and the held-out score need not rise.
+
+    Parameters
+    ----------
+    training
+        The module that counts steps.
+    patience
+        Number of validations without improvement.
+    """
+
+    def __init__(self, training: TrainingModule, patience: int) -> None:
+        module = training.module
+        super().__init__(
+            f"{module.monitor}_validation", mode=module.monitor_mode, patience=patience, check_finite=False
+        )
+        self.training = training
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count, after the warm-up."""
+        plan = self.training.plan
+        if self.training.step >= plan.kl_warmup * plan.max_steps:
+            super().on_validation_end(trainer, pl_module)
+
+
 class GentleInterrupt(Callback):
     """Ends training after the current block at the first Ctrl-C; a second one interrupts at once.
 
-    Lightning itself leaves the interpreter when it is interrupted, which would take the user's session with it.
+    Lightning itself leaves the interpreter when it is interrupted, which would take the user's notebook with it.
     """
 
     def __init__(self) -> None:
         self.interrupted = False
-        self._previous: Any = None
+        self._listens = threading.current_thread() is threading.main_thread()
+        self._previous = signal.getsignal(signal.SIGINT) if self._listens else None
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen, where signals can be listened to."""
-        if threading.current_thread() is threading.main_thread():
+        if self._listens:
 
             def stop(number: int, frame: FrameType | None) -> None:
                 if self.interrupted:
@@ -122,10 +158,9 @@ class GentleInterrupt(Callback):
                 self.interrupted = True
                 trainer.should_stop = True
 
-            self._previous = signal.signal(signal.SIGINT, stop)
+            signal.signal(signal.SIGINT, stop)
 
     def release(self) -> None:
         """Give the signal back to whoever had it."""
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
-            self._previous = None

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-import lightning as L
 import numpy as np
 from jaxtyping import Int
+from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from scvae_ext.data import CellSource, TrainingBlocks
@@ -15,7 +15,7 @@ __all__ = ["CellDataModule"]
 EVALUATION_BATCH_SIZE = 512
 
 
-class CellDataModule(L.LightningDataModule):
+class CellDataModule(LightningDataModule):
     """Blocks of training minibatches, and held-out minibatches in order, each process with its own share.
 
     Parameters
@@ -52,22 +52,27 @@ class CellDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> Iterable[list[Minibatch]]:
         """Return the blocks of this process."""
+        rank, world_size = self._place()
         blocks = TrainingBlocks(
             self.source,
             self.train,
             batch_size=self.batch_size,
             minibatches_per_block=self.minibatches_per_block,
             seed=self.seed,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            rank=rank,
+            world_size=world_size,
         )
         blocks.set_epoch(self.first_epoch)
         return DataLoader(blocks, batch_size=None)
 
     def val_dataloader(self) -> Iterable[Minibatch]:
         """Return this process's share of the held-out cells."""
-        share = self.validation[self.trainer.global_rank :: self.trainer.world_size]
+        rank, world_size = self._place()
+        share = self.validation[rank::world_size]
         return DataLoader(_Slices(self.source, share, EVALUATION_BATCH_SIZE), batch_size=None)
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
 
 class _Slices(Dataset[Minibatch]):

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Int
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
 
 from scvae_ext.data import CellSource
 from scvae_ext.modules import Trainable
-from scvae_ext.train.callbacks import BestWeights, GentleInterrupt, TrainingBar
+from scvae_ext.train.callbacks import BestWeights, GentleInterrupt, PatientEarlyStopping, TrainingBar
 from scvae_ext.train.data_module import CellDataModule
 from scvae_ext.train.errors import TrainingDivergedError
 from scvae_ext.train.history import History
@@ -28,8 +28,19 @@ __all__ = ["check_trainer_options", "fit"]
 
 MINIBATCHES_PER_BLOCK = 16
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")
-# Set by train() itself: through a Trainer they would contradict the plan.
-OWN_OPTIONS = ("max_steps", "val_check_interval", "gradient_clip_algorithm", "accumulate_grad_batches")
+# Options of a Trainer that make no sense where a batch of its loop is a block of updates, and what to pass instead.
+INSTEAD = {
+    "accumulate_grad_batches": "pass a larger batch_size",
+    "gradient_clip_val": "pass a smaller learning_rate",
+    "gradient_clip_algorithm": "pass a smaller learning_rate",
+    "val_check_interval": "pass check_val_every_n_epoch, or leave it out",
+    "limit_train_batches": "pass max_steps",
+    "limit_val_batches": "pass validation_size",
+    "min_steps": "pass early_stopping=False",
+    "min_epochs": "pass early_stopping=False",
+    "reload_dataloaders_every_n_epochs": "leave it out",
+    "use_distributed_sampler": "leave it out",
+}
 
 
 def check_trainer_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -45,10 +56,12 @@ def check_trainer_options(options: Mapping[str, Any], known: Sequence[str]) -> N
     Raises
     ------
     TypeError
-        Naming the option and the nearest that exist.
+        If an option does not exist, naming the nearest that do, or makes no sense here, naming what to pass instead.
     """
-    valid = [name for name in inspect.signature(L.Trainer.__init__).parameters if name != "self"]
+    valid = [name for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
     for name in options:
+        if name in INSTEAD:
+            raise TypeError(f"train() does its own updates and cannot take {name}={options[name]!r}: {INSTEAD[name]}.")
         if name not in valid:
             near = get_close_matches(name, [*valid, *known], n=3)
             hint = (
@@ -117,17 +130,14 @@ def fit(
         first_epoch=int(history.last("epoch")),
     )
     lightning_module = TrainingModule(module, plan, history, seed)
-    monitor = f"{module.monitor}_validation"
-    best = BestWeights(monitor, module.monitor_mode)
+    best = BestWeights(module)
     interrupt = GentleInterrupt()
     own_callbacks: list[Callback] = [best, interrupt]
     if progress_bar:
-        own_callbacks.append(TrainingBar(module.monitor.upper()))
+        own_callbacks.append(TrainingBar(lightning_module))
     if plan.early_stopping and len(validation):
-        patience = max(1, math.ceil(plan.patience / _steps_between_validations(plan, steps_per_epoch)))
-        own_callbacks.append(
-            EarlyStopping(monitor, mode=module.monitor_mode, patience=patience, check_finite=False, verbose=False)
-        )
+        patience = max(1, math.ceil(plan.patience / _steps_between_validations(plan, steps_per_epoch, per_block)))
+        own_callbacks.append(PatientEarlyStopping(lightning_module, patience))
     options: dict[str, Any] = {
         "max_steps": plan.max_steps,
         "max_epochs": -1,
@@ -144,11 +154,14 @@ def fit(
     device = next(module.parameters()).device
     start = {name: value.detach().clone() for name, value in module.state_dict().items()}
     try:
-        with _quiet(), torch.random.fork_rng():
+        with _quiet(), _torch_flags_restored(), torch.random.fork_rng():
             torch.manual_seed(seed)
-            trainer = L.Trainer(callbacks=[*callbacks, *own_callbacks], **options)
+            trainer = Trainer(callbacks=[*callbacks, *own_callbacks], **options)
+            # Lightning leaves the mode of a module as it is.
+            module.train()
             try:
                 trainer.fit(lightning_module, datamodule=data)
+                best.consider(lightning_module.finish(data.val_dataloader()))
             except SystemExit as exit_:
                 if not isinstance(exit_.__context__, KeyboardInterrupt):
                     raise
@@ -159,15 +172,16 @@ def fit(
     finally:
         interrupt.release()
         module.to(device)
-        best.restore(module)
+        best.restore()
         module.eval()
     return interrupt.interrupted
 
 
-def _steps_between_validations(plan: TrainingPlan, steps_per_epoch: int) -> int:
-    if steps_per_epoch >= plan.validate_every:
-        return plan.validate_every
-    return steps_per_epoch * max(1, round(plan.validate_every / steps_per_epoch))
+def _steps_between_validations(plan: TrainingPlan, steps_per_epoch: int, per_block: int) -> int:
+    rhythm = _validation_rhythm(plan, steps_per_epoch, per_block)
+    if rhythm["check_val_every_n_epoch"] is None:
+        return int(rhythm["val_check_interval"] or 1) * per_block
+    return steps_per_epoch * rhythm["check_val_every_n_epoch"]
 
 
 def _validation_rhythm(plan: TrainingPlan, steps_per_epoch: int, per_block: int) -> dict[str, int | None]:
@@ -176,6 +190,19 @@ def _validation_rhythm(plan: TrainingPlan, steps_per_epoch: int, per_block: int)
         return {"check_val_every_n_epoch": max(1, round(plan.validate_every / steps_per_epoch))}
     blocks = min(math.ceil(plan.validate_every / per_block), math.ceil(steps_per_epoch / per_block))
     return {"val_check_interval": blocks, "check_val_every_n_epoch": None}
+
+
+@contextmanager
+def _torch_flags_restored() -> Iterator[None]:
+    """Put back what the options ``deterministic`` and ``benchmark`` of a Trainer set for the whole process."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 @contextmanager

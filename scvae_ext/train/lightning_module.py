@@ -1,14 +1,16 @@
 """The training step, several optimiser updates at a time."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-import lightning as L
 import torch
+from lightning import LightningModule
 from torch import Tensor
 
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.modules import Trainable
+from scvae_ext.nn import Dispersion
 from scvae_ext.train.errors import TrainingDivergedError
 from scvae_ext.train.history import History
 from scvae_ext.train.plan import TrainingPlan
@@ -16,7 +18,7 @@ from scvae_ext.train.plan import TrainingPlan
 __all__ = ["TrainingModule"]
 
 
-class TrainingModule(L.LightningModule):
+class TrainingModule(LightningModule):
     """Lightning's view of a module: a batch of the loop is a block of minibatches, each with its own update.
 
     Lightning costs about a millisecond for every batch of its loop, as much as a quarter of an update on a CPU; a
@@ -42,7 +44,10 @@ class TrainingModule(L.LightningModule):
         self.history = history
         self.seed = seed
         self.step = 0
+        self._recorded_step = 0
+        self._between_epochs = False
         self._first_step = int(history.last("step"))
+        self._first_epoch = int(history.last("epoch"))
         self._seconds_before = history.last("seconds")
         self._start = time.perf_counter()
         self._training = _Mean()
@@ -50,10 +55,19 @@ class TrainingModule(L.LightningModule):
         self._validation_generator: torch.Generator | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam with decoupled weight decay, all its passes over the parameters fused into one."""
-        return torch.optim.AdamW(
-            self.module.parameters(), lr=self.plan.learning_rate, weight_decay=self.plan.weight_decay, fused=True
-        )
+        """Return Adam with decoupled weight decay of the linear maps, all its passes over the parameters fused."""
+        modules = list(self.module.modules())
+        decayed = [layer.weight for layer in modules if isinstance(layer, torch.nn.Linear)]
+        dispersions = [dispersion.log_value for dispersion in modules if isinstance(dispersion, Dispersion)]
+        grouped = {id(value) for value in (*decayed, *dispersions)}
+        others = [value for value in self.module.parameters() if id(value) not in grouped]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "lr_scale": 1.0},
+            {"params": dispersions, "lr_scale": self.plan.dispersion_lr_scale, "weight_decay": 0.0},
+            {"params": others, "lr_scale": 1.0, "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(groups, lr=self.plan.learning_rate, weight_decay=self.plan.weight_decay, fused=True)
 
     def training_step(self, block: Sequence[Minibatch], batch_index: int) -> None:
         """Update once for each minibatch of the block.
@@ -66,12 +80,14 @@ class TrainingModule(L.LightningModule):
             Position of the block in the epoch.
         """
         optimizer = self.optimizers()
+        if isinstance(optimizer, list):
+            raise TypeError("configure_optimizers() must return one optimizer.")
         scores = []
         for minibatch in block:
             if self.step >= self.plan.max_steps:
                 break
             for group in optimizer.param_groups:
-                group["lr"] = self.plan.learning_rate_at(self.step)
+                group["lr"] = self.plan.learning_rate_at(self.step) * group["lr_scale"]
             objective = self.module.objective(minibatch)
             loss = -objective.score(self.plan.kl_weight_at(self.step)).mean()
             optimizer.zero_grad()
@@ -129,14 +145,40 @@ class TrainingModule(L.LightningModule):
         if not self.trainer.enable_validation:
             self._record({})
 
+    def finish(self, held_out: Iterable[Minibatch]) -> float | None:
+        """Score and record the last steps, where training did not end on a validation.
+
+        Parameters
+        ----------
+        held_out
+            Minibatches of held-out cells; there may be none.
+
+        Returns
+        -------
+        float or None
+            Held-out score of the final weights, or ``None`` where they were scored before or nothing is held out.
+        """
+        if self.step == 0 or self._recorded_step == self.step:
+            return None
+        self._between_epochs = True
+        self.module.eval()
+        with torch.inference_mode():
+            self.on_validation_epoch_start()
+            for position, minibatch in enumerate(held_out):
+                self.validation_step(minibatch.to(self.device), position)
+        means = self._validation.take(self._reduce)
+        self._record(means)
+        return means.get(self.module.monitor)
+
     def _record(self, validation: dict[str, float]) -> None:
         if self.step == 0:
             return
+        self._recorded_step = self.step
         training = self._training.take(self._reduce)
         self.history.append(
             {
                 "step": self._first_step + self.step,
-                "epoch": self.trainer.current_epoch + 1,
+                "epoch": self._first_epoch + self.trainer.current_epoch + (0 if self._between_epochs else 1),
                 **{f"{name}_train": value for name, value in training.items()},
                 **{f"{name}_validation": value for name, value in validation.items()},
                 "kl_weight": self.plan.kl_weight_at(self.step - 1),
@@ -159,10 +201,12 @@ class _Mean:
 
     def add(self, names: tuple[str, ...], sums: Tensor, n_cells: int) -> None:
         self._names = names
-        self._sums = sums.double() if self._sums is None else self._sums + sums
+        # Metal has no double precision.
+        precise = sums if sums.device.type == "mps" else sums.double()
+        self._sums = precise if self._sums is None else self._sums + precise
         self._n_cells += n_cells
 
-    def take(self, reduce) -> dict[str, float]:
+    def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         if self._sums is None:
             return {}
         total = reduce(torch.cat([self._sums, self._sums.new_tensor([self._n_cells])]))

@@ -25,7 +25,9 @@ class TrainingPlan:
     max_kl_weight
         Final weight of the KL divergence; one for the evidence lower bound.
     weight_decay
-        Decoupled weight decay of the optimiser.
+        Decoupled weight decay of the linear maps: each step shrinks them by this times the learning rate.
+    dispersion_lr_scale
+        Factor of the learning rate of the dispersions, which lie orders of magnitude apart.
     early_stopping
         Whether training ends when the validation score no longer improves.
     patience
@@ -41,6 +43,7 @@ class TrainingPlan:
     kl_warmup: float = 0.3
     max_kl_weight: float = 1.0
     weight_decay: float = 0.0
+    dispersion_lr_scale: float = 5.0
     early_stopping: bool = True
     patience: int = 500
     validate_every: int = 50

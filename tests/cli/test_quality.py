@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvae_ext.cli.clusters import add_clusters, add_pca, agreement, draw
+from scvae_ext.cli.quality import add_clusters, add_pca, agreement, draw
 
 
 @pytest.fixture(scope="module")

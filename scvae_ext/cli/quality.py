@@ -1,17 +1,31 @@
-"""How well a representation separates known groups: neighbours, Leiden clusters, UMAP, as scanpy computes them."""
+"""How good a model is: its held-out ELBO, and how well Leiden clusters and a UMAP of its latent space show groups."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anndata as ad
 import matplotlib.pyplot as plt
+import numpy as np
 import scanpy as sc
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from scvae_ext.cli.files import replacing
+from scvae_ext.models import SCVAE
 from scvae_ext.pl import embedding_comparison
 
-__all__ = ["add_clusters", "add_pca", "agreement", "draw"]
+__all__ = ["add_clusters", "add_pca", "agreement", "draw", "held_out_elbo"]
+
+
+def held_out_elbo(model: SCVAE) -> str:
+    """Return a line that tells the ELBO of the cells that the model was not trained on.
+
+    Parameters
+    ----------
+    model
+        Trained model.
+    """
+    elbo = np.asarray(model.get_elbo(indices=model.validation_indices, return_mean=False))
+    return f"held-out ELBO: {elbo.mean():.1f} nats per cell ({len(elbo)} cells)"
 
 
 def add_pca(adata: ad.AnnData, seed: int) -> None:

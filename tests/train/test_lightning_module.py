@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+
+from scvae_ext.modules import VAE
+from scvae_ext.nn import Dispersion
+from scvae_ext.train import TrainingPlan
+from scvae_ext.train.fit import fit
+from scvae_ext.train.history import History
+from scvae_ext.train.lightning_module import TrainingModule
+
+QUIET = {"progress_bar": False}
+
+
+def _training(module, **plan):
+    return TrainingModule(module, TrainingPlan(**({"max_steps": 10} | plan)), History(), 0)
+
+
+def test_every_parameter_is_optimised_once():
+    module = VAE(20, n_batches=2, n_hidden=16, dispersion="gene-batch", batch_representation="embedding")
+    optimizer = _training(module).configure_optimizers()
+    optimised = [id(value) for group in optimizer.param_groups for value in group["params"]]
+    assert sorted(optimised) == sorted(id(value) for value in module.parameters())
+
+
+def test_only_linear_maps_decay():
+    module = VAE(20, n_batches=2, n_hidden=16, dispersion="gene-cell", batch_representation="embedding")
+    optimizer = _training(module, weight_decay=0.3).configure_optimizers()
+    decayed = {
+        id(value) for group in optimizer.param_groups if group["weight_decay"] == 0.3 for value in group["params"]
+    }
+    assert decayed == {id(layer.weight) for layer in module.modules() if isinstance(layer, torch.nn.Linear)}
+    kept = [group["weight_decay"] for group in optimizer.param_groups if id(group["params"][0]) not in decayed]
+    assert set(kept) == {0.0}
+
+
+def test_dispersions_have_a_learning_rate_of_their_own():
+    module = VAE(20, n_hidden=16)
+    optimizer = _training(module, dispersion_lr_scale=3.0).configure_optimizers()
+    dispersion = next(part for part in module.modules() if isinstance(part, Dispersion)).log_value
+    scales = {id(value): group["lr_scale"] for group in optimizer.param_groups for value in group["params"]}
+    assert scales.pop(id(dispersion)) == 3.0
+    assert set(scales.values()) == {1.0}
+
+
+def test_a_block_makes_one_update_for_each_minibatch(source, split, vae):
+    history = History()
+    counted = []
+    objective = vae.objective
+    vae.objective = lambda minibatch, generator=None: (
+        counted.append(minibatch.n_cells) if vae.training else None
+    ) or objective(minibatch, generator)
+    plan = TrainingPlan(13, batch_size=32, validate_every=5)
+    fit(vae, source, *split, plan, seed=0, history=history, **QUIET)
+    assert counted == [32] * 13
+    assert history.last("step") == 13
+
+
+def test_held_out_terms_are_those_of_the_final_weights_with_the_divergence_in_full(source, split, vae):
+    history = History()
+    plan = TrainingPlan(10, batch_size=32, kl_warmup=1.0, max_kl_weight=0.2, validate_every=10, early_stopping=False)
+    fit(vae, source, *split, plan, seed=5, history=history, **QUIET)
+    row = history.rows[-1]
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        terms = vae.objective(source.minibatch(split[1]), generator).terms()
+    assert row["elbo_validation"] == pytest.approx(float(terms["elbo"].mean()), rel=1e-5)
+    assert row["elbo_validation"] == pytest.approx(row["reconstruction_validation"] - row["kl_validation"])
+    assert row["kl_weight"] == pytest.approx(0.2)
+
+
+def test_training_terms_are_means_over_the_cells_since_the_last_row(source, split, vae):
+    seen = []
+    objective = vae.objective
+
+    def remember(minibatch, generator=None):
+        found = objective(minibatch, generator)
+        if vae.training:
+            seen.append(found.terms()["elbo"].detach())
+        return found
+
+    vae.objective = remember
+    history = History()
+    plan = TrainingPlan(20, batch_size=60, validate_every=4, early_stopping=False)
+    fit(vae, source, *split, plan, seed=0, history=history, **QUIET)
+    steps = [0, *(int(row["step"]) for row in history.rows)]
+    for first, last, row in zip(steps, steps[1:], history.rows, strict=False):
+        assert row["elbo_train"] == pytest.approx(float(torch.cat(seen[first:last]).mean()), rel=1e-5)
+
+
+def test_learning_rate_follows_the_plan(source, split, vae):
+    rates = []
+    step = torch.optim.AdamW.step
+
+    class Recorded(torch.optim.AdamW):
+        def step(self, closure=None):
+            rates.append({group["lr"] / group["lr_scale"] for group in self.param_groups})
+            return step(self, closure)
+
+    plan = TrainingPlan(12, batch_size=40, learning_rate=0.01, lr_warmup=0.25)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", Recorded)
+        fit(vae, source, *split, plan, seed=0, history=History(), **QUIET)
+    np.testing.assert_allclose([rate.pop() for rate in rates], [plan.learning_rate_at(i) for i in range(12)])
+
+
