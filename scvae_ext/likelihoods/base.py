@@ -97,6 +97,10 @@ class Likelihood(nn.Module, ABC, Generic[AnyDistribution]):
             What ``forward`` returned.
         """
 
+    def log_prior(self) -> Float[Tensor, ""] | None:
+        """Return the log density of a prior on the parameters, in nats for all cells together, if there is one."""
+        return None
+
     @abstractmethod
     def reconstruction(self, px: AnyDistribution, minibatch: Minibatch) -> Float[Tensor, "*samples cells"]:
         r"""Return :math:`\sum_g \log p(x_g \mid z)` in nats.

@@ -2,6 +2,7 @@ r"""Negative binomial counts: mean :math:`\ell\rho_g(z)`, variance mean + mean\ 
 
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from scvae_ext.distributions import NegativeBinomial
 from scvae_ext.likelihoods.base import Likelihood
@@ -29,10 +30,14 @@ class NegativeBinomialLikelihood(Likelihood[NegativeBinomial]):
         self.expression_head = ExpressionHead(n_hidden, n_genes, compositional=compositional)
         self.dispersion = Dispersion(dispersion, n_hidden, n_genes, n_batches, n_labels)
 
+    @override
     def initialise(self, statistics: GeneStatistics) -> None:
         self.expression_head.initialise(statistics.expression)
-        self.dispersion.initialise(statistics.inverse_dispersion)
+        # Genes with many counts say what is typical; the estimates of the others are noise.
+        typical = (statistics.expression * statistics.inverse_dispersion.log()).sum() / statistics.expression.sum()
+        self.dispersion.initialise(typical.exp().expand_as(statistics.inverse_dispersion))
 
+    @override
     def forward(
         self,
         hidden: Float[Tensor, "*samples cells hidden"],
@@ -43,12 +48,19 @@ class NegativeBinomialLikelihood(Likelihood[NegativeBinomial]):
         mean = depth.unsqueeze(-1) * self.expression(hidden)
         return NegativeBinomial(mean, self.dispersion(hidden, batch, label), validate_args=False)
 
+    @override
     def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
         expression: Tensor = self.expression_head(hidden)
         return expression
 
+    @override
     def parameters_by_name(self, px: NegativeBinomial) -> dict[str, Tensor]:
         return {"mean": px.mean, "dispersions": px.inverse_dispersion}
 
+    @override
+    def log_prior(self) -> Float[Tensor, ""]:
+        return self.dispersion.log_prior()
+
+    @override
     def reconstruction(self, px: NegativeBinomial, minibatch: Minibatch) -> Float[Tensor, "*samples cells"]:
         return px.log_prob_sum(minibatch.counts)

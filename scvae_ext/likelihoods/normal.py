@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Normal
+from typing_extensions import override
 
 from scvae_ext.likelihoods.base import Likelihood
 from scvae_ext.likelihoods.statistics import LOG_TARGET_DEPTH, GeneStatistics, log_normalised_matrix
@@ -39,10 +40,12 @@ class NormalLikelihood(Likelihood[Normal]):
         self.scale = Dispersion(dispersion, n_hidden, n_genes, n_batches, n_labels)
         self.compositional = compositional
 
+    @override
     def initialise(self, statistics: GeneStatistics) -> None:
         self.location.initialise(statistics.log_mean)
         self.scale.initialise(statistics.log_std)
 
+    @override
     def forward(
         self,
         hidden: Float[Tensor, "*samples cells hidden"],
@@ -52,12 +55,15 @@ class NormalLikelihood(Likelihood[Normal]):
     ) -> Normal:
         return Normal(self.location(hidden), self.scale(hidden, batch, label), validate_args=False)
 
+    @override
     def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
         return self.location.expression(hidden)
 
+    @override
     def parameters_by_name(self, px: Normal) -> dict[str, Tensor]:
         return {"mean": px.loc, "scale": px.scale}
 
+    @override
     def reconstruction(self, px: Normal, minibatch: Minibatch) -> Float[Tensor, "*samples cells"]:
         values = log_normalised_matrix(minibatch, compositional=self.compositional)
         log_prob: Tensor = px.log_prob(values).sum(-1)

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from scvae_ext.distributions import Poisson
 from scvae_ext.likelihoods.base import Likelihood
@@ -32,9 +33,11 @@ class PoissonLikelihood(Likelihood[Poisson]):
         super().__init__(n_hidden, n_genes, dispersion, n_batches, n_labels, compositional)
         self.expression_head = ExpressionHead(n_hidden, n_genes, compositional=compositional)
 
+    @override
     def initialise(self, statistics: GeneStatistics) -> None:
         self.expression_head.initialise(statistics.expression)
 
+    @override
     def forward(
         self,
         hidden: Float[Tensor, "*samples cells hidden"],
@@ -44,12 +47,15 @@ class PoissonLikelihood(Likelihood[Poisson]):
     ) -> Poisson:
         return Poisson(depth.unsqueeze(-1) * self.expression(hidden), validate_args=False)
 
+    @override
     def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
         expression: Tensor = self.expression_head(hidden)
         return expression
 
+    @override
     def parameters_by_name(self, px: Poisson) -> dict[str, Tensor]:
         return {"mean": px.rate}
 
+    @override
     def reconstruction(self, px: Poisson, minibatch: Minibatch) -> Float[Tensor, "*samples cells"]:
         return px.log_prob_sum(minibatch.counts)

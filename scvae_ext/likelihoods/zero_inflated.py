@@ -2,6 +2,7 @@ r"""Negative binomial counts with a probability :math:`\pi_g(z)` of an extra zer
 
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from scvae_ext.distributions import NegativeBinomial, ZeroInflated
 from scvae_ext.likelihoods.base import Likelihood
@@ -34,9 +35,11 @@ class ZeroInflatedNegativeBinomialLikelihood(Likelihood[ZeroInflated]):
         self.base = NegativeBinomialLikelihood(n_hidden, n_genes, dispersion, n_batches, n_labels, compositional)
         self.zero_inflation = ZeroInflationHead(n_hidden, n_genes)
 
+    @override
     def initialise(self, statistics: GeneStatistics) -> None:
         self.base.initialise(statistics)
 
+    @override
     def forward(
         self,
         hidden: Float[Tensor, "*samples cells hidden"],
@@ -47,14 +50,21 @@ class ZeroInflatedNegativeBinomialLikelihood(Likelihood[ZeroInflated]):
         base = self.base(hidden, depth, batch, label)
         return ZeroInflated(base, self.zero_inflation(hidden), validate_args=False)
 
+    @override
     def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
         return self.base.expression(hidden)
 
+    @override
     def parameters_by_name(self, px: ZeroInflated) -> dict[str, Tensor]:
         base = px.base
         if not isinstance(base, NegativeBinomial):
             raise TypeError(f"px is an inflated {type(base).__name__}, not the inflated NegativeBinomial of forward().")
         return {**self.base.parameters_by_name(base), "dropout": px.zero_inflation_logits.sigmoid()}
 
+    @override
+    def log_prior(self) -> Float[Tensor, ""]:
+        return self.base.log_prior()
+
+    @override
     def reconstruction(self, px: ZeroInflated, minibatch: Minibatch) -> Float[Tensor, "*samples cells"]:
         return px.log_prob_sum(minibatch.counts)

@@ -280,12 +280,9 @@ class BaseModel(ABC):
         """Raise where batch normalisation would have to normalise a single cell."""
         uses = any(isinstance(layer, torch.nn.BatchNorm1d) for layer in self.module.modules())
         if uses and min(n_train, batch_size) == 1:
-            cause = (
-                f"batch_size={batch_size}" if batch_size == 1 else f"there is {n_train} cell to train on, so that it"
-            )
             raise ValueError(
-                f"{cause} leaves one cell in a minibatch, which batch normalisation cannot work with: use at least two, "
-                'or build the model with use_batch_norm="none".'
+                f"{n_train} training cells and batch_size={batch_size} leave one cell in a minibatch, which batch "
+                'normalisation cannot work with: use at least two, or build the model with use_batch_norm="none".'
             )
 
     def _planned_steps(

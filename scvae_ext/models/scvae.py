@@ -136,8 +136,8 @@ class SCVAE(BaseModel):
             )
         if options["gene_likelihood"] == "normal" and not options["use_observed_lib_size"]:
             raise ValueError(
-                'use_observed_lib_size=False has no meaning for gene_likelihood="normal", whose values are normalised by '
-                "the observed library size: leave it at True."
+                'use_observed_lib_size=False has no meaning for gene_likelihood="normal", whose values are normalised '
+                "by the observed library size: leave it at True."
             )
         own = ("use_batch_norm", "use_layer_norm")
         module = VAE(

@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.modules.outputs import Objective
@@ -16,6 +17,10 @@ class Trainable(nn.Module, ABC):
 
     monitor: str
     monitor_mode: str
+
+    def log_prior(self) -> Float[Tensor, ""] | None:
+        """Return the log density of priors on parameters, in nats for all cells together, if there are any."""
+        return None
 
     @abstractmethod
     def objective(self, minibatch: Minibatch, generator: torch.Generator | None = None) -> Objective:

@@ -290,6 +290,10 @@ class VAE(Trainable):
         return Normal(self.library_log_means[minibatch.batch], variance.sqrt(), validate_args=False)
 
     @override
+    def log_prior(self) -> Float[Tensor, ""] | None:
+        return self.likelihood.log_prior()
+
+    @override
     def objective(self, minibatch: Minibatch, generator: torch.Generator | None = None) -> Elbo:
         return self.elbo(minibatch, None, generator)
 

@@ -115,6 +115,10 @@ class LogExpressionHead(nn.Module):
 class Dispersion(nn.Module):
     r"""Inverse dispersion :math:`\theta > 0` (or a standard deviation), held as its logarithm.
 
+    The counts of a rare gene say little about its dispersion: by maximum likelihood it would run away to zero or to
+    infinity, and describe cells that were not trained on badly. The prior
+    :math:`\log\theta_g \sim \mathcal N(m, 0.5^2)` with :math:`m` the mean over genes lets genes borrow from each other.
+
     Parameters
     ----------
     kind
@@ -131,6 +135,8 @@ class Dispersion(nn.Module):
         self.log_value = nn.Parameter(torch.zeros(*rows, n_genes))
         self.of_cell = nn.Linear(n_hidden, n_genes, bias=False) if kind == "gene-cell" else None
 
+    PRIOR_STD = 0.5
+
     def initialise(self, value: GeneValues) -> None:
         """Start from one value a gene.
 
@@ -141,6 +147,11 @@ class Dispersion(nn.Module):
         """
         with torch.no_grad():
             self.log_value.copy_(value.log().expand_as(self.log_value))
+
+    def log_prior(self) -> Float[Tensor, ""]:
+        r"""Return :math:`-2 \sum_g (\log\theta_g - m)^2`, the log density of the prior up to a constant."""
+        deviation = self.log_value - self.log_value.mean(dim=-1, keepdim=True)
+        return -0.5 * deviation.square().sum() / self.PRIOR_STD**2
 
     def forward(
         self, hidden: Float[Tensor, "*samples cells hidden"], batch: CellIndices, label: CellIndices

@@ -126,7 +126,11 @@ class PatientEarlyStopping(EarlyStopping):
     def __init__(self, training: TrainingModule, patience: int) -> None:
         module = training.module
         super().__init__(
-            f"{module.monitor}_validation", mode=module.monitor_mode, patience=patience, check_finite=False
+            f"{module.monitor}_validation",
+            mode=module.monitor_mode,
+            patience=patience,
+            check_finite=False,
+            check_on_train_epoch_end=False,
         )
         self.training = training
 

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from scvae_ext.train.plan import TrainingPlan
 __all__ = ["check_trainer_options", "fit"]
 
 MINIBATCHES_PER_BLOCK = 16
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")
 # Options of a Trainer that make no sense where a batch of its loop is a block of updates, and what to pass instead.
 INSTEAD = {
@@ -129,7 +131,7 @@ def fit(
         seed=seed,
         first_epoch=int(history.last("epoch")),
     )
-    lightning_module = TrainingModule(module, plan, history, seed)
+    lightning_module = TrainingModule(module, plan, history, len(train), seed)
     best = BestWeights(module)
     interrupt = GentleInterrupt()
     own_callbacks: list[Callback] = [best, interrupt]
@@ -195,6 +197,7 @@ def _validation_rhythm(plan: TrainingPlan, steps_per_epoch: int, per_block: int)
 @contextmanager
 def _torch_flags_restored() -> Iterator[None]:
     """Put back what the options ``deterministic`` and ``benchmark`` of a Trainer set for the whole process."""
+    workspace = os.environ.get(CUBLAS_WORKSPACE)
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
@@ -203,6 +206,8 @@ def _torch_flags_restored() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            os.environ.pop(CUBLAS_WORKSPACE, None)
 
 
 @contextmanager

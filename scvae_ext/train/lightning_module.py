@@ -32,16 +32,19 @@ class TrainingModule(LightningModule):
         How.
     history
         Table that rows are appended to.
+    n_train
+        Number of training cells, among which priors on parameters are shared out.
     seed
         Seed of the validation samples, which are the same at every validation.
     """
 
-    def __init__(self, module: Trainable, plan: TrainingPlan, history: History, seed: int) -> None:
+    def __init__(self, module: Trainable, plan: TrainingPlan, history: History, n_train: int, seed: int) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.module = module
         self.plan = plan
         self.history = history
+        self.n_train = n_train
         self.seed = seed
         self.step = 0
         self._recorded_step = 0
@@ -90,6 +93,9 @@ class TrainingModule(LightningModule):
                 group["lr"] = self.plan.learning_rate_at(self.step) * group["lr_scale"]
             objective = self.module.objective(minibatch)
             loss = -objective.score(self.plan.kl_weight_at(self.step)).mean()
+            log_prior = self.module.log_prior()
+            if log_prior is not None:
+                loss = loss - log_prior / self.n_train
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()

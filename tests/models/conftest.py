@@ -1,6 +1,12 @@
+import anndata
 import pytest
 import torch
 from jaxtyping import config
+
+from scvae_ext import SCVAE, Autoencoder
+from scvae_ext.datasets import synthetic_counts
+
+SMALL = {"n_hidden": 16, "n_latent": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +22,72 @@ def unchecked():
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def simulated():
+    adata = synthetic_counts(120, 30, n_types=3, n_batches=2)
+    adata.obs["depth"] = adata.obs["library_size"] / 1000
+    adata.obs["age"] = range(120)
+    del adata.layers["mean"]
+    SCVAE.setup_anndata(adata, batch_key="batch", labels_key="cell_type")
+    return adata
+
+
+@pytest.fixture
+def adata(simulated):
+    return simulated.copy()
+
+
+def train(model, **options):
+    model.train(**({"max_steps": 40, "enable_progress_bar": False} | options))
+    return model
+
+
+@pytest.fixture(scope="session")
+def trained_folder(simulated, tmp_path_factory):
+    """A trained model of each kind on disk, for tests to load."""
+    folder = tmp_path_factory.mktemp("models")
+    kinds = {
+        "nb": {},
+        "zinb": {"gene_likelihood": "zinb", "dispersion": "gene-cell"},
+        "poisson": {"gene_likelihood": "poisson"},
+        "normal": {"gene_likelihood": "normal"},
+        "simplex": {"latent_distribution": "ln"},
+        "latent library": {"use_observed_lib_size": False},
+    }
+    for kind, options in kinds.items():
+        train(SCVAE(simulated.copy(), **SMALL, **options)).save(folder / kind)
+    train(Autoencoder(simulated.copy(), **SMALL)).save(folder / "autoencoder")
+    with_factor = simulated.copy()
+    SCVAE.setup_anndata(with_factor, size_factor_key="depth", continuous_covariate_keys=["age"])
+    train(SCVAE(with_factor, **SMALL)).save(folder / "size factor")
+    return folder
+
+
+@pytest.fixture
+def load(trained_folder, adata):
+    """Load a trained model by its kind, with an AnnData of its own."""
+
+    def load(kind="nb"):
+        return (Autoencoder if kind == "autoencoder" else SCVAE).load(trained_folder / kind, adata)
+
+    return load
+
+
+@pytest.fixture
+def model(load):
+    return load()
+
+
+@pytest.fixture(params=["h5ad", "zarr"])
+def round_trip(request, tmp_path):
+    def write_and_read(adata):
+        path = tmp_path / f"adata.{request.param}"
+        if request.param == "h5ad":
+            adata.write_h5ad(path)
+            return anndata.read_h5ad(path)
+        adata.write_zarr(path)
+        return anndata.read_zarr(path)
+
+    return write_and_read

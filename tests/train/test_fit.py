@@ -57,7 +57,7 @@ def test_training_reaches_the_maximum_likelihood_of_probabilistic_pca():
         model.likelihood.linear.bias.copy_(torch.from_numpy(x.mean(0)))
         model.encoder.bias.copy_(-model.encoder.weight @ torch.from_numpy(x.mean(0)))
     everything = np.arange(400), np.arange(0)
-    _fit(model, source, everything, max_steps=3000, batch_size=100, learning_rate=0.02, kl_warmup=0.0, weight_decay=0.0)
+    _fit(model, source, everything, max_steps=1500, batch_size=100, learning_rate=0.03, kl_warmup=0.0, weight_decay=0.0)
     with torch.no_grad():
         minibatch = source.minibatch(np.arange(400))
         reached = np.mean([float(model.objective(minibatch).score().mean()) for _ in range(200)])

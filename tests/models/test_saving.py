@@ -1,0 +1,201 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from scvae_ext import SCVAE, Autoencoder
+
+FILES = {"model.json", "weights.safetensors"}
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    model.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def _content(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def _describe(folder, **changes):
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "kind", ["nb", "zinb", "poisson", "normal", "simplex", "latent library", "size factor", "autoencoder"]
+)
+def test_a_loaded_model_gives_the_same_results(load, tmp_path, kind):
+    model = load(kind)
+    model.save(tmp_path / "again")
+    again = type(model).load(tmp_path / "again", model.adata.copy())
+    for getter in ("get_latent_representation", "get_normalized_expression", "get_reconstruction_error"):
+        one, two = (np.asarray(getattr(each, getter)()) for each in (model, again))
+        assert np.array_equal(one, two), getter
+    assert again.history.equals(model.history)
+    assert repr(again) == repr(model)
+    assert again.train_indices.tolist() == model.train_indices.tolist()
+
+
+def test_only_json_and_safetensors_are_written(folder):
+    assert {file.name for file in folder.iterdir()} == FILES
+    assert json.loads((folder / "model.json").read_text())["model_class"] == "SCVAE"
+
+
+def test_the_anndata_comes_along_on_request(model, tmp_path):
+    model.save(tmp_path / "model", save_anndata=True)
+    assert {file.name for file in (tmp_path / "model").iterdir()} == FILES | {"adata.h5ad"}
+
+
+def test_nothing_temporary_is_left_behind(folder):
+    assert [file.name for file in folder.parent.iterdir()] == ["model"]
+
+
+def test_missing_folders_are_made(model, tmp_path):
+    model.save(tmp_path / "a" / "b" / "model")
+    assert SCVAE.load(tmp_path / "a" / "b" / "model").is_trained
+
+
+def test_a_model_is_not_overwritten_unless_told(model, folder):
+    before = _content(folder)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        model.save(folder)
+    assert _content(folder) == before
+    model.save(folder, overwrite=True)
+    assert _content(folder)["weights.safetensors"] == before["weights.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_not_a_model_is_never_overwritten(model, tmp_path, kind):
+    path = tmp_path / "precious"
+    if kind == "file":
+        path.write_text("mine")
+    else:
+        path.mkdir()
+        (path / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match="not a saved model"):
+        model.save(path, overwrite=True)
+    assert (path if kind == "file" else path / "thesis.tex").read_text() == "mine"
+
+
+def test_a_failure_while_writing_keeps_the_model_that_was_there(model, folder, monkeypatch):
+    before = _content(folder)
+    monkeypatch.setattr("scvae_ext.models.saving.save_file", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        model.save(folder, overwrite=True)
+    assert _content(folder) == before
+    assert [file.name for file in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_failure_while_renaming_keeps_the_model_that_was_there(model, folder, monkeypatch):
+    before = _content(folder)
+    rename, calls = os.rename, []
+
+    def second_fails(source, target, **kwargs):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("gone")
+        rename(source, target, **kwargs)
+
+    monkeypatch.setattr("os.rename", second_fails)
+    with pytest.raises(OSError, match="gone"):
+        model.save(folder, overwrite=True)
+    assert _content(folder) == before
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.999])
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_truncated_file_says_so(folder, name, share):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=f"{name} is truncated"):
+        SCVAE.load(folder)
+
+
+def test_damaged_weights_of_the_right_length_are_found(folder):
+    path = folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-64] + b"\x01" * 64)
+    with pytest.raises(ValueError, match="damaged"):
+        SCVAE.load(folder)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_missing_file_says_so(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"not a saved model: it holds no {name}"):
+        SCVAE.load(folder)
+
+
+def test_a_missing_folder_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a saved model"):
+        SCVAE.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '{"a": 1}', '"text"', "null"])
+def test_a_foreign_description_says_so(folder, text):
+    (folder / "model.json").write_text(text)
+    with pytest.raises(ValueError, match="not written by scvae_ext"):
+        SCVAE.load(folder)
+
+
+@pytest.mark.parametrize("key", ["registry", "options", "seed", "history", "split"])
+def test_an_incomplete_description_says_so(folder, key):
+    description = json.loads((folder / "model.json").read_text())
+    del description[key]
+    (folder / "model.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"model\.json"):
+        SCVAE.load(folder)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("options", [{"n_hidden": 17}, {"gene_likelihood": "poisson"}, {"option_of_tomorrow": 1}])
+def test_a_description_that_does_not_fit_the_weights_says_so(folder, options):
+    described = json.loads((folder / "model.json").read_text())["options"]
+    _describe(folder, options=described | options)
+    with pytest.raises(ValueError, match="damaged|later release"):
+        SCVAE.load(folder)
+
+
+def test_a_later_format_names_the_release_that_reads_it(folder):
+    _describe(folder, format=2, version="9.9")
+    with pytest.raises(ValueError, match=r"format 2.*scvae-ext 9\.9"):
+        SCVAE.load(folder)
+
+
+def test_another_class_is_refused_by_name(folder):
+    with pytest.raises(ValueError, match=r"holds a SCVAE, not a Autoencoder: load it with SCVAE\.load"):
+        Autoencoder.load(folder)
+
+
+def test_a_model_loads_without_its_anndata_and_is_then_handed_one(model, folder, adata):
+    expected = model.get_latent_representation()
+    loaded = SCVAE.load(folder)
+    for needs_one in (loaded.get_latent_representation, lambda: loaded.adata):
+        with pytest.raises(ValueError, match="without an AnnData: pass adata="):
+            needs_one()
+    assert np.array_equal(loaded.get_latent_representation(adata), expected)
+    loaded.adata = adata
+    assert np.array_equal(loaded.get_latent_representation(), expected)
+
+
+def test_an_untrained_model_stays_untrained(adata, tmp_path):
+    SCVAE(adata, n_hidden=16).save(tmp_path / "model")
+    loaded = SCVAE.load(tmp_path / "model", adata)
+    assert not loaded.is_trained
+    with pytest.raises(RuntimeError, match=r"not been trained: call model\.train"):
+        loaded.get_latent_representation()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_can_be_saved(adata, tmp_path):
+    model = SCVAE(adata, n_hidden=np.int64(16), n_latent=np.int32(2), dropout_rate=np.float32(0.1), seed=np.int64(3))
+    model.save(tmp_path / "model")
+    assert SCVAE.load(tmp_path / "model").seed == 3
+
+
+def test_training_goes_on_after_loading(model):
+    steps = model.history["step"].iloc[-1]
+    model.train(max_steps=4, enable_progress_bar=False)
+    assert model.history["step"].iloc[-1] == steps + 4
