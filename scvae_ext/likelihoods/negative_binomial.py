@@ -45,7 +45,7 @@ class NegativeBinomialLikelihood(Likelihood[NegativeBinomial]):
         batch: CellIndices,
         label: CellIndices,
     ) -> NegativeBinomial:
-        mean = depth.unsqueeze(-1) * self.expression(hidden)
+        mean = self.expression_head.mean(hidden, depth)
         return NegativeBinomial(mean, self.dispersion(hidden, batch, label), validate_args=False)
 
     @override

@@ -45,7 +45,7 @@ class PoissonLikelihood(Likelihood[Poisson]):
         batch: CellIndices,
         label: CellIndices,
     ) -> Poisson:
-        return Poisson(depth.unsqueeze(-1) * self.expression(hidden), validate_args=False)
+        return Poisson(self.expression_head.mean(hidden, depth), validate_args=False)
 
     @override
     def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:

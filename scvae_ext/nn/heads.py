@@ -13,6 +13,8 @@ __all__ = ["Dispersion", "DispersionKind", "ExpressionHead", "LogExpressionHead"
 
 DispersionKind = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
 
+# A softmax can underflow to zero, under which every count but zero is impossible.
+SMALLEST_MEAN = 1e-30
 # Beyond exp(23) = 1e10 a negative binomial cannot be told from a Poisson, below exp(-10) all counts are zero.
 LOG_DISPERSION_RANGE = (-10.0, 23.0)
 
@@ -58,6 +60,21 @@ class ExpressionHead(nn.Module):
         """
         logits = self.linear(hidden)
         return logits.softmax(dim=-1) if self.compositional else functional.softplus(logits)
+
+    def mean(
+        self, hidden: Float[Tensor, "*samples cells hidden"], depth: Float[Tensor, "*#samples cells"]
+    ) -> Float[Tensor, "*samples cells genes"]:
+        """Return expected counts: depth times expression, kept from underflow to an impossible zero.
+
+        Parameters
+        ----------
+        hidden
+            Activations of the decoder.
+        depth
+            Library size in counts, or size factor.
+        """
+        expression = self(hidden)
+        return torch.addcmul(expression.new_tensor(SMALLEST_MEAN), depth.unsqueeze(-1), expression)
 
 
 class LogExpressionHead(nn.Module):

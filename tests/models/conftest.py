@@ -87,7 +87,8 @@ def round_trip(request, tmp_path):
         if request.param == "h5ad":
             adata.write_h5ad(path)
             return anndata.read_h5ad(path)
-        adata.write_zarr(path)
+        with anndata.settings.override(zarr_write_format=3):
+            adata.write_zarr(path)
         return anndata.read_zarr(path)
 
     return write_and_read

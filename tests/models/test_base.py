@@ -1,0 +1,350 @@
+import json
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from scvae_ext import SCVAE, Autoencoder
+from scvae_ext.datasets import synthetic_counts
+from scvae_ext.train import TrainingDivergedError
+
+SMALL = {"n_hidden": 16, "n_latent": 3}
+
+
+def _train(model, **options):
+    model.train(**({"max_steps": 20, "enable_progress_bar": False} | options))
+    return model
+
+
+def _weights(model):
+    return {name: value.clone() for name, value in model.module.state_dict().items()}
+
+
+def _same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", [SCVAE, Autoencoder])
+def test_same_seed_gives_the_same_weights_bit_for_bit(adata, kind):
+    one = _weights(_train(kind(adata, **SMALL)))
+    torch.randn(3)
+    assert _same(one, _weights(_train(kind(adata, **SMALL))))
+    assert not _same(one, _weights(_train(kind(adata, **SMALL, seed=1))))
+    assert not _same(one, _weights(_train(kind(adata, **SMALL), seed=1)))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_no_generator_of_the_user_is_touched(adata):
+    before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
+    model = _train(SCVAE(adata, **SMALL))
+    model.get_latent_representation(give_mean=False)
+    model.posterior_predictive_sample()
+    model.get_marginal_ll(n_mc_samples=2)
+    after = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+
+
+def test_nothing_is_written_to_the_working_directory(adata, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _train(SCVAE(adata, **SMALL))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_anndata_that_was_not_set_up_is_refused():
+    with pytest.raises(ValueError, match="setup_anndata"):
+        SCVAE(synthetic_counts(10, 5))
+
+
+@pytest.mark.parametrize("getter", ["get_latent_representation", "get_elbo", "posterior_predictive_sample"])
+def test_getters_need_a_trained_model(adata, getter):
+    with pytest.raises(RuntimeError, match=r"not been trained: call model\.train\(\)"):
+        getattr(SCVAE(adata, **SMALL), getter)()
+
+
+def test_the_split_is_a_partition_and_does_not_change(adata):
+    model = _train(SCVAE(adata, **SMALL), train_size=0.5, validation_size=0.25)
+    parts = [model.train_indices, model.validation_indices, model.test_indices]
+    assert [len(part) for part in parts] == [60, 30, 30]
+    assert sorted(np.concatenate(parts)) == list(range(120))
+    _train(model, train_size=0.9)
+    assert [part.tolist() for part in parts] == [
+        model.train_indices.tolist(),
+        model.validation_indices.tolist(),
+        model.test_indices.tolist(),
+    ]
+
+
+def test_a_split_in_order(adata):
+    model = _train(SCVAE(adata, **SMALL), train_size=0.5, shuffle_set_split=False)
+    assert model.train_indices.tolist() == list(range(60))
+
+
+def test_a_call_that_fails_decides_no_split(adata):
+    model = SCVAE(adata, **SMALL)
+    with pytest.raises(ValueError, match="learning_rate"):
+        _train(model, train_size=0.5, learning_rate=-1.0)
+    assert model.train_indices is None
+
+
+def test_training_on_every_cell(adata):
+    model = _train(SCVAE(adata, **SMALL), train_size=1.0)
+    assert len(model.train_indices) == 120
+    assert model.is_trained
+    assert model.history["step"].iloc[-1] == 20
+
+
+@pytest.mark.parametrize("batch_size", [7, 107, 1000])
+def test_minibatches_that_do_not_divide_the_cells(adata, batch_size):
+    # 108 training cells: with 107 a minibatch of one would be left over.
+    model = _train(SCVAE(adata, **SMALL), batch_size=batch_size)
+    assert np.isfinite(model.get_latent_representation()).all()
+
+
+def test_epochs_are_passes_over_the_training_cells(adata):
+    model = _train(SCVAE(adata, **SMALL), max_steps=None, max_epochs=3, batch_size=40, early_stopping=False)
+    assert model.history["step"].iloc[-1] == 9
+    assert model.history["epoch"].iloc[-1] == 3
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_a_single_step_is_recorded(adata, seed):
+    model = _train(SCVAE(adata, **SMALL), max_steps=1, seed=seed)
+    assert model.history["step"].tolist() == [1]
+    assert model.history["kl_weight"].tolist() == [1.0]
+
+
+def test_training_again_goes_on(adata):
+    model = _train(SCVAE(adata, **SMALL), early_stopping=False)
+    first, weights, started = model.history, _weights(model), []
+
+    class Start(Callback):
+        def on_train_start(self, trainer, pl_module):
+            started.append(_weights(model))
+
+    _train(model, callbacks=[Start()], early_stopping=False)
+    assert _same(started[0], weights)
+    assert model.history.iloc[: len(first)].equals(first)
+    assert model.history["step"].iloc[-1] == 40
+    assert model.history["epoch"].is_monotonic_increasing
+    assert model.history["kl_weight"].iloc[len(first) :].eq(1.0).all()
+
+
+def test_history_is_a_table_of_its_own(adata):
+    model = _train(SCVAE(adata, **SMALL))
+    table = model.history
+    table["step"] = -1
+    assert (model.history["step"] > 0).all()
+    assert {"step", "epoch", "elbo_train", "elbo_validation", "kl_weight", "learning_rate", "seconds"} <= set(
+        model.history.columns
+    )
+
+
+@pytest.mark.parametrize("how", ["signal", "exception"])
+def test_an_interrupt_leaves_a_usable_model(adata, how):
+    class Interrupting(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 5:
+                if how == "exception":
+                    raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    model = _train(SCVAE(adata, **SMALL), max_steps=5000, callbacks=[Interrupting()])
+    assert signal.getsignal(signal.SIGINT) is before
+    assert model.is_trained
+    assert np.isfinite(model.get_latent_representation()).all()
+    assert model.history["step"].iloc[-1] < 100
+
+
+def test_a_divergence_says_so_and_a_smaller_learning_rate_then_trains(adata):
+    model = SCVAE(adata, **SMALL)
+    with pytest.raises(TrainingDivergedError, match=r"step \d+: .*not finite.*smaller learning_rate"):
+        _train(model, learning_rate=1e20, max_steps=200, early_stopping=False)
+    _train(model)
+    assert np.isfinite(model.get_elbo())
+
+
+def test_a_divergence_leaves_a_trained_model_as_usable_as_before(adata):
+    model = _train(SCVAE(adata, **SMALL))
+    with pytest.raises(TrainingDivergedError):
+        _train(model, learning_rate=1e20, max_steps=200, early_stopping=False)
+    assert np.isfinite(model.get_elbo())
+
+
+class _Counting(Callback):
+    def __init__(self):
+        self.n = 0
+
+    def on_train_batch_end(self, *args):
+        self.n += 1
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("as_type", [list, tuple, lambda callbacks: callbacks[0]])
+def test_callbacks_are_called_and_their_list_is_not_changed(adata, as_type):
+    counting = _Counting()
+    callbacks = as_type([counting])
+    _train(SCVAE(adata, **SMALL), callbacks=callbacks)
+    assert counting.n > 0
+    if isinstance(callbacks, list):
+        assert callbacks == [counting]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_steps": 0}, "max_steps=0"),
+        ({"max_steps": None, "max_epochs": 0}, "max_epochs=0"),
+        ({"max_steps": None, "max_epochs": 2.5}, "max_epochs=2.5"),
+        ({"max_steps": 5, "max_epochs": 2}, "max_epochs=2 and max_steps=5"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 1}, "batch_size=1.*use_batch_norm"),
+        ({"train_size": 0.0}, "train_size"),
+        ({"train_size": 0.9, "validation_size": 0.2}, "validation_size"),
+        ({"train_size": 1 / 120}, "1 .*cell.*use_batch_norm"),
+        ({"kl_warmup": 2.0}, "kl_warmup=2.0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"early_stopping_patience": 0}, "patience=0"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(adata, options, message):
+    with pytest.raises(ValueError, match=message):
+        _train(SCVAE(adata, **SMALL), **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "suggestion"), [("learning_rat", "learning_rate"), ("presicion", "precision"), ("n_epochs", "max_epochs")]
+)
+def test_an_unknown_option_is_refused_with_the_nearest(adata, option, suggestion):
+    with pytest.raises(TypeError, match=f"'{option}'.*{suggestion}"):
+        _train(SCVAE(adata, **SMALL), **{option: 1})
+
+
+def test_other_options_reach_the_trainer(adata):
+    class Precision(Callback):
+        def on_fit_start(self, trainer, pl_module):
+            self.found = trainer.precision
+
+    precision = Precision()
+    _train(SCVAE(adata, **SMALL), precision="bf16-mixed", callbacks=[precision])
+    assert precision.found == "bf16-mixed"
+
+
+def test_the_names_of_scvi_tools_for_the_plan(adata):
+    one = _train(SCVAE(adata, **SMALL), plan_kwargs={"lr": 0.01, "weight_decay": 0.1})
+    two = _train(SCVAE(adata, **SMALL), learning_rate=0.01, weight_decay=0.1)
+    assert _same(_weights(one), _weights(two))
+    with pytest.raises(TypeError, match="'n_epochs_kl_warmup'.*kl_warmup"):
+        _train(one, plan_kwargs={"n_epochs_kl_warmup": 10})
+
+
+def test_the_final_weight_of_the_divergence_can_be_chosen(adata):
+    model = _train(SCVAE(adata, **SMALL), plan_kwargs={"max_kl_weight": 0.25}, early_stopping=False)
+    assert model.history["kl_weight"].iloc[-1] == 0.25
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_hidden": 0}, "n_hidden=0 must be a whole number"),
+        ({"n_latent": 2.5}, "n_latent=2.5"),
+        ({"n_layers": True}, "n_layers=True"),
+        ({"dropout_rate": 1.0}, "dropout_rate=1.0"),
+        ({"dropout_rate": -0.1}, "dropout_rate=-0.1"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+@pytest.mark.parametrize("kind", [SCVAE, Autoencoder])
+def test_impossible_networks_are_refused(adata, kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind(adata, **options)
+
+
+def test_another_anndata_of_other_cells_gets_a_split_of_its_own(model, simulated):
+    other = simulated[:50].copy()
+    model.adata = other
+    _train(model)
+    assert max(model.train_indices.max(), model.validation_indices.max()) < 50
+    assert model.get_latent_representation().shape == (50, 3)
+
+
+def test_an_anndata_without_counts_is_refused(model, adata):
+    halves = adata.copy()
+    halves.X = halves.X * 0.5
+    before = model.adata
+    for hand_over in (lambda: setattr(model, "adata", halves), lambda: model.get_latent_representation(halves)):
+        with pytest.raises(ValueError, match="not a whole number"):
+            hand_over()
+    assert model.adata is before
+
+
+def test_cells_sorted_in_place_are_noticed(model, adata):
+    before = model.get_latent_representation(key_added=None)
+    order = np.random.default_rng(0).permutation(120)
+    adata._inplace_subset_obs(order)
+    np.testing.assert_allclose(model.get_latent_representation(), before[order], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(adata.obsm["X_scvae"], before[order], rtol=1e-4, atol=1e-5)
+
+
+def test_cells_filtered_in_place_are_noticed(model, adata):
+    before = model.get_latent_representation(key_added=None)
+    adata._inplace_subset_obs(np.arange(20, 50))
+    np.testing.assert_allclose(model.get_latent_representation(), before[20:50], rtol=1e-4, atol=1e-5)
+
+
+def test_genes_filtered_in_place_are_noticed(model, adata):
+    adata._inplace_subset_var(np.arange(20))
+    with pytest.raises(ValueError, match="lacks 10 of the 30 genes"):
+        model.get_latent_representation()
+
+
+def test_batches_relabelled_in_place_are_noticed(model, adata):
+    before = model.get_normalized_expression(transform_batch="batch_0", return_numpy=True, key_added=None)
+    adata.obs["batch"] = adata.obs["batch"].cat.set_categories(["batch_0", "batch_1"])
+    adata.obs.loc[:, "batch"] = "batch_0"
+    np.testing.assert_allclose(model.get_normalized_expression(return_numpy=True, key_added=None), before, rtol=1e-4)
+
+
+def test_where_results_came_from_is_recorded(model, adata, round_trip):
+    model.get_latent_representation()
+    model.get_normalized_expression(library_size=100.0, n_samples=2, seed=7)
+    results = json.loads(round_trip(adata).uns["scvae_ext"])["results"]
+    assert set(results) == {'obsm["X_scvae"]', 'layers["scvae_normalized"]'}
+    record = results['layers["scvae_normalized"]']
+    assert record["model"] == "SCVAE"
+    assert record["options"]["n_hidden"] == 16
+    assert record["registry"] == model.registry.hash
+    assert record["steps"] == model.history["step"].iloc[-1]
+    assert record["epochs"] == model.history["epoch"].iloc[-1]
+    assert {"library_size": 100.0, "n_samples": 2, "seed": 7}.items() <= record["arguments"].items()
+    assert record["weights"] == results['obsm["X_scvae"]']["weights"]
+
+
+def test_the_fingerprint_of_the_weights_follows_training(model, adata):
+    def fingerprint():
+        model.get_latent_representation()
+        return json.loads(adata.uns["scvae_ext"])["results"]['obsm["X_scvae"]']["weights"]
+
+    before = fingerprint()
+    assert fingerprint() == before
+    _train(model, learning_rate=0.05)
+    assert fingerprint() != before
+
+
+def test_a_description_for_people(model, adata):
+    assert repr(model).startswith("SCVAE(30 genes, n_hidden=16, n_latent=3")
+    assert repr(model).endswith("trained")
+    assert repr(SCVAE(adata)).endswith("not trained")
+
+
+def test_the_device(model):
+    assert model.device == torch.device("cpu")
+    model.to_device("meta")
+    assert model.device == torch.device("meta")

@@ -1,0 +1,551 @@
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from scipy import stats
+from sklearn.metrics import silhouette_score
+
+from scvae_ext import SCVAE
+from scvae_ext.datasets import synthetic_counts
+
+KINDS = ["nb", "zinb", "poisson", "normal", "simplex", "latent library", "size factor"]
+every_kind = pytest.mark.parametrize("kind", KINDS)
+QUIET = {"key_added": None}
+CLOSE = {"rtol": 1e-3, "atol": 1e-5}
+
+
+def _dense(samples):
+    return np.stack([sample.toarray() for sample in samples])
+
+
+# The latent representation
+
+
+@every_kind
+def test_latent_representation_is_returned_and_written(load, adata, kind):
+    latent = load(kind).get_latent_representation()
+    assert latent.shape == (120, 3)
+    assert latent.dtype == np.float32
+    assert np.isfinite(latent).all()
+    np.testing.assert_array_equal(adata.obsm["X_scvae"], latent)
+
+
+def test_latent_points_of_the_simplex_sum_to_one(load):
+    model = load("simplex")
+    np.testing.assert_allclose(model.get_latent_representation(**QUIET).sum(1), 1, rtol=1e-5)
+    samples = model.get_latent_representation(give_mean=False, n_samples=2, **QUIET)
+    np.testing.assert_allclose(samples.sum(-1), 1, rtol=1e-5)
+
+
+def test_samples_have_the_moments_of_the_posterior(model):
+    mean, variance = model.get_latent_representation(return_dist=True)
+    np.testing.assert_allclose(mean, model.get_latent_representation(**QUIET))
+    samples = model.get_latent_representation(give_mean=False, n_samples=4000, **QUIET)
+    assert samples.shape == (4000, 120, 3)
+    error = (samples.mean(0) - mean) / np.sqrt(variance / 4000)
+    assert np.abs(error).max() < 5
+    np.testing.assert_allclose(samples.var(0), variance, rtol=0.2)
+
+
+def test_one_sample_is_drawn_and_written_with_its_seed(model, adata):
+    sample = model.get_latent_representation(give_mean=False, seed=3)
+    assert sample.shape == (120, 3)
+    np.testing.assert_array_equal(adata.obsm["X_scvae"], sample)
+    np.testing.assert_array_equal(model.get_latent_representation(give_mean=False, seed=3), sample)
+    assert not np.array_equal(model.get_latent_representation(give_mean=False, seed=4), sample)
+
+
+@pytest.mark.parametrize("options", [{"give_mean": False, "n_samples": 0}, {"n_samples": 3}, {"batch_size": 0}])
+def test_impossible_numbers_of_samples_are_refused(model, options):
+    with pytest.raises(ValueError, match=f"{list(options)[-1]}="):
+        model.get_latent_representation(**options)
+
+
+# Which cells, which genes, and what is written
+
+
+@every_kind
+@pytest.mark.parametrize("batch_size", [1, 7, None])
+def test_cells_give_the_same_rows_whichever_others_are_asked_for(load, kind, batch_size):
+    model = load(kind)
+    order = np.random.default_rng(0).permutation(120)[:40]
+    getters = {
+        "get_latent_representation": {},
+        "get_normalized_expression": {"return_numpy": True},
+    }
+    for getter, options in getters.items():
+        everything = getattr(model, getter)(**options, **QUIET)
+        some = getattr(model, getter)(indices=order, batch_size=batch_size, **options, **QUIET)
+        np.testing.assert_allclose(some, everything[order], **CLOSE)
+    everything, some = model.get_likelihood_parameters(), model.get_likelihood_parameters(indices=order)
+    for name in everything:
+        np.testing.assert_allclose(some[name], everything[name][order], **CLOSE)
+    sizes = model.get_latent_library_size()
+    np.testing.assert_allclose(model.get_latent_library_size(indices=order, batch_size=batch_size), sizes[order], **CLOSE)
+
+
+@pytest.mark.parametrize("as_type", [list, np.array, lambda order: [f"cell_{i}" for i in order]])
+def test_cells_by_position_or_name(model, as_type):
+    expected = model.get_latent_representation(**QUIET)[[5, 3]]
+    np.testing.assert_allclose(model.get_latent_representation(indices=as_type([5, 3])), expected, **CLOSE)
+
+
+def test_cells_by_mask(model, adata):
+    mask = adata.obs["batch"] == "batch_1"
+    expected = model.get_latent_representation(**QUIET)[mask]
+    np.testing.assert_allclose(model.get_latent_representation(indices=mask), expected, **CLOSE)
+
+
+def test_genes_of_another_anndata_are_matched_by_name(model, adata):
+    permuted = adata[:, np.random.default_rng(0).permutation(30)].copy()
+    np.testing.assert_array_equal(model.get_latent_representation(permuted), model.get_latent_representation(**QUIET))
+    here, there = model.get_normalized_expression(), model.get_normalized_expression(permuted)
+    pd.testing.assert_frame_equal(here, there)
+    written = pd.DataFrame(permuted.layers["scvae_normalized"], permuted.obs_names, permuted.var_names)
+    pd.testing.assert_frame_equal(written[here.columns], here)
+
+
+def test_missing_genes_are_an_error_or_zero_on_request(model, adata):
+    fewer = adata[:, 3:].copy()
+    with pytest.raises(ValueError, match="lacks 3 of the 30 genes.*'gene_0'"):
+        model.get_latent_representation(fewer)
+    with pytest.warns(UserWarning, match="3 of 30 genes are missing"):
+        found = model.get_latent_representation(fewer, fill_missing_genes=True)
+    zeros = adata.copy()
+    zeros.X = sp.csr_matrix(zeros.X.toarray() * (np.arange(30) >= 3))
+    np.testing.assert_allclose(found, model.get_latent_representation(zeros), **CLOSE)
+
+
+def test_extra_genes_are_left_out(model, adata):
+    more = synthetic_counts(120, 40, n_types=3, n_batches=2)
+    more.X = sp.hstack([adata.X, more.X[:, 30:]]).tocsr()
+    more.obs = adata.obs
+    np.testing.assert_array_equal(model.get_latent_representation(more), model.get_latent_representation())
+    expression = model.get_normalized_expression(more)
+    assert list(expression.columns) == list(adata.var_names)
+    assert list(more.obsm["scvae_normalized"].columns) == list(adata.var_names)
+    assert "scvae_normalized" not in more.layers
+
+
+def test_an_unseen_category_is_an_error_that_names_it(model, adata):
+    other = adata.copy()
+    other.obs["batch"] = other.obs["batch"].cat.rename_categories({"batch_1": "novel"})
+    with pytest.raises(ValueError, match="'novel'.*'batch_0', 'batch_1'"):
+        model.get_latent_representation(other)
+
+
+def test_categories_are_matched_by_name(model, adata):
+    other = adata.copy()
+    other.obs["batch"] = other.obs["batch"].cat.reorder_categories(["batch_1", "batch_0"])
+    pd.testing.assert_frame_equal(model.get_normalized_expression(other), model.get_normalized_expression())
+
+
+def test_other_types_of_matrix_give_the_same(model, adata, tmp_path):
+    expected = model.get_latent_representation(**QUIET)
+    for convert in (sp.csc_matrix, sp.csr_array, lambda x: x.toarray(), lambda x: x.astype(np.int64), lambda x: x.astype(float)):
+        other = adata.copy()
+        other.X = convert(adata.X)
+        np.testing.assert_array_equal(model.get_latent_representation(other), expected)
+    np.testing.assert_array_equal(model.get_latent_representation(adata[::-1]), expected[::-1])
+
+
+def test_no_key_writes_nothing(model, adata):
+    before = set(adata.obsm), set(adata.layers), adata.uns["scvae_ext"]
+    model.get_latent_representation(key_added=None)
+    model.get_normalized_expression(key_added=None)
+    assert (set(adata.obsm), set(adata.layers), adata.uns["scvae_ext"]) == before
+
+
+def test_another_key(model, adata):
+    latent = model.get_latent_representation(key_added="X_mine")
+    np.testing.assert_array_equal(adata.obsm["X_mine"], latent)
+    assert "X_scvae" not in adata.obsm
+
+
+def test_a_subset_of_cells_is_written_only_on_request(model, adata):
+    latent = model.get_latent_representation(indices=[4, 2])
+    assert "X_scvae" not in adata.obsm
+    model.get_latent_representation(indices=[4, 2], write_subset=True)
+    np.testing.assert_array_equal(adata.obsm["X_scvae"][[4, 2]], latent)
+    assert np.isnan(np.delete(adata.obsm["X_scvae"], [2, 4], axis=0)).all()
+    model.get_normalized_expression(indices=[4, 2], write_subset=True)
+    assert np.isnan(adata.layers["scvae_normalized"]).all(1).sum() == 118
+
+
+def test_results_survive_a_round_trip(model, adata, round_trip):
+    latent = model.get_latent_representation()
+    expression = model.get_normalized_expression()
+    some = model.get_normalized_expression(gene_list=["gene_5", "gene_1"], key_added="some")
+    again = round_trip(adata)
+    np.testing.assert_array_equal(again.obsm["X_scvae"], latent)
+    np.testing.assert_array_equal(again.layers["scvae_normalized"], expression)
+    np.testing.assert_array_equal(again.obsm["some"], some)
+    assert list(again.obsm["some"].columns) == ["gene_5", "gene_1"]
+    assert again.uns["scvae_ext"] == adata.uns["scvae_ext"]
+    np.testing.assert_array_equal(model.get_latent_representation(again), latent)
+
+
+# Normalised expression
+
+
+@every_kind
+@pytest.mark.parametrize("library_size", [1.0, 10_000, np.float32(50)])
+@pytest.mark.usefixtures("unchecked")
+def test_expression_sums_to_the_library_size(load, adata, kind, library_size):
+    expression = load(kind).get_normalized_expression(library_size=library_size)
+    assert list(expression.index) == list(adata.obs_names)
+    assert list(expression.columns) == list(adata.var_names)
+    assert (expression.to_numpy() >= 0).all()
+    np.testing.assert_array_equal(adata.layers["scvae_normalized"], expression)
+    assert expression.dtypes.eq(np.float32).all()
+    if kind != "size factor":
+        np.testing.assert_allclose(expression.sum(1), library_size, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["nb", "poisson", "latent library"])
+def test_expression_at_the_latent_library_size_sums_to_it(load, kind):
+    model = load(kind)
+    expression = model.get_normalized_expression(library_size="latent", return_numpy=True)
+    np.testing.assert_allclose(expression.sum(1), model.get_latent_library_size(), rtol=1e-4)
+
+
+def test_expression_at_the_depth_of_a_size_factor_is_on_the_scale_of_the_counts(load, adata):
+    model = load("size factor")
+    expression = model.get_normalized_expression(library_size="latent", n_samples=1, return_numpy=True)
+    np.testing.assert_allclose(expression, model.get_likelihood_parameters()["mean"], **CLOSE)
+
+
+def test_expression_is_the_posterior_mean(model):
+    """Average over samples of the latent space that the model returns itself."""
+    deterministic = model.get_normalized_expression(n_samples=2000, return_numpy=True, seed=1)
+    samples = model.get_normalized_expression(n_samples=2000, return_mean=False, return_numpy=True)
+    assert samples.shape == (2000, 120, 30)
+    error = samples.std(0) / np.sqrt(2000)
+    assert np.abs((samples.mean(0) - deterministic) / error).max() < 10
+    np.testing.assert_allclose(samples.mean(0), deterministic, rtol=0.2)
+
+
+def test_expression_is_deterministic(model):
+    one, two = (model.get_normalized_expression(return_numpy=True) for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+    other = model.get_normalized_expression(return_numpy=True, seed=1)
+    assert not np.array_equal(one, other)
+
+
+def test_samples_are_not_written(model, adata):
+    model.get_normalized_expression(n_samples=3, return_mean=False)
+    assert "scvae_normalized" not in adata.layers
+
+
+def test_genes_come_in_the_order_asked_for_with_the_values_among_all(model, adata):
+    everything = model.get_normalized_expression(library_size=100)
+    some = model.get_normalized_expression(gene_list=["gene_20", "gene_3"], library_size=100, key_added="some")
+    pd.testing.assert_frame_equal(some, everything[["gene_20", "gene_3"]], rtol=1e-4)
+    pd.testing.assert_frame_equal(adata.obsm["some"], some)
+
+
+@pytest.mark.parametrize("kind", ["nb", "zinb", "normal"])
+def test_several_batches_are_averaged(load, kind):
+    model = load(kind)
+    one, two, both = (
+        model.get_normalized_expression(transform_batch=batch, return_numpy=True, **QUIET)
+        for batch in ("batch_0", "batch_1", ["batch_0", "batch_1"])
+    )
+    assert not np.allclose(one, two, rtol=0.05)
+    np.testing.assert_allclose(both, (one + two) / 2, **CLOSE)
+
+
+def test_a_transformed_batch_is_that_of_the_cells_that_have_it(model, adata):
+    observed = model.get_normalized_expression(return_numpy=True, **QUIET)
+    moved = model.get_normalized_expression(transform_batch="batch_1", return_numpy=True, **QUIET)
+    same = (adata.obs["batch"] == "batch_1").to_numpy()
+    np.testing.assert_allclose(moved[same], observed[same], **CLOSE)
+    assert not np.allclose(moved[~same], observed[~same], rtol=0.05)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transform_batch": "batch_9"}, "'batch_9'.*'batch_0', 'batch_1'"),
+        ({"gene_list": ["GENE_1"]}, "GENE_1"),
+        ({"library_size": 0}, "library_size=0"),
+        ({"library_size": -1.0}, "library_size=-1.0"),
+        ({"library_size": float("inf")}, "library_size=inf"),
+        ({"library_size": True}, "library_size=True"),
+        ({"library_size": "latnet"}, "library_size='latnet'"),
+        ({"n_samples": 0}, "n_samples=0"),
+        ({"key_added": 3}, "key_added=3"),
+        ({"indices": []}, "selects no cell"),
+    ],
+)
+def test_impossible_requests_are_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        model.get_normalized_expression(**options)
+
+
+def test_transforming_needs_batches(load):
+    with pytest.raises(ValueError, match="batch_key"):
+        load("size factor").get_normalized_expression(transform_batch="batch_0")
+
+
+# Bounds and evidence
+
+
+@every_kind
+def test_bound_and_evidence_are_ordered(load, kind):
+    model = load(kind)
+    bound = model.get_elbo(n_samples=200)
+    evidence = model.get_marginal_ll(n_mc_samples=500)
+    assert bound < evidence + 0.05
+    assert -model.get_reconstruction_error(n_samples=200) > bound
+
+
+def test_bound_is_that_of_the_history(model):
+    held_out = model.get_elbo(indices=model.validation_indices, n_samples=500)
+    assert held_out == pytest.approx(model.history["elbo_validation"].max(), abs=3)
+
+
+def test_bound_per_cell_and_its_mean(model):
+    each = model.get_elbo(return_mean=False)
+    assert each.shape == (120,)
+    assert model.get_elbo() == pytest.approx(each.mean())
+    assert model.get_elbo(seed=1) != model.get_elbo()
+
+
+@pytest.mark.parametrize("batch_size", [7, 50])
+def test_bound_and_evidence_do_not_depend_on_the_minibatch_but_for_noise(model, batch_size):
+    assert model.get_elbo(n_samples=300, batch_size=batch_size) == pytest.approx(model.get_elbo(n_samples=300), abs=0.2)
+    one, two = (model.get_marginal_ll(n_mc_samples=1000, batch_size=size) for size in (batch_size, None))
+    assert one == pytest.approx(two, abs=0.1)
+
+
+def test_a_bound_from_a_better_fit_is_higher(adata):
+    model = SCVAE(adata, n_hidden=16, n_latent=3)
+    model.train(max_steps=1, enable_progress_bar=False)
+    before = model.get_elbo()
+    model.train(max_steps=300, enable_progress_bar=False)
+    assert model.get_elbo() > before + 1
+
+
+# Parameters, library sizes and samples of the likelihood
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("nb", {"mean", "dispersions"}),
+        ("zinb", {"mean", "dispersions", "dropout"}),
+        ("poisson", {"mean"}),
+        ("normal", {"mean", "scale"}),
+    ],
+)
+def test_parameters_of_the_likelihood(load, kind, names):
+    parameters = load(kind).get_likelihood_parameters()
+    assert set(parameters) == names
+    for name, value in parameters.items():
+        assert value.shape == (120, 30)
+        assert np.isfinite(value).all()
+        assert (value > 0).all() or (kind, name) == ("normal", "mean")
+    if "dropout" in names:
+        assert (parameters["dropout"] < 1).all()
+
+
+@pytest.mark.parametrize("kind", ["nb", "zinb", "poisson"])
+def test_means_are_expression_times_the_library_size(load, adata, kind):
+    model = load(kind)
+    expression = model.get_normalized_expression(n_samples=1, return_numpy=True)
+    expected = expression * np.asarray(adata.X.sum(1))
+    np.testing.assert_allclose(model.get_likelihood_parameters()["mean"], expected, **CLOSE)
+
+
+def test_parameters_explain_the_reconstruction_error(model, adata):
+    """At the posterior mean the error is close to that averaged over the posterior, by the formula of scipy."""
+    parameters = model.get_likelihood_parameters()
+    theta, mean = parameters["dispersions"].astype(float), parameters["mean"].astype(float)
+    at_mean = -stats.nbinom.logpmf(adata.X.toarray(), theta, theta / (theta + mean)).sum(1).mean()
+    assert model.get_reconstruction_error(n_samples=200) == pytest.approx(at_mean, rel=0.05)
+
+
+def test_an_observed_library_size_is_the_total(model, adata):
+    np.testing.assert_allclose(model.get_latent_library_size(), np.asarray(adata.X.sum(1)).ravel())
+
+
+def test_a_latent_library_size_is_near_the_total(load, adata):
+    model = load("latent library")
+    totals = np.asarray(adata.X.sum(1)).ravel()
+    sizes = model.get_latent_library_size()
+    assert np.corrcoef(np.log(sizes), np.log(totals))[0, 1] > 0.9
+    np.testing.assert_allclose(np.median(sizes / totals), 1, atol=0.3)
+    assert {"kl_library_train", "kl_library_validation"} <= set(model.history.columns)
+
+
+@every_kind
+def test_samples_are_sparse_counts(load, kind):
+    model = load(kind)
+    sample = model.posterior_predictive_sample()
+    assert sp.issparse(sample)
+    assert sample.format == "csr"
+    assert sample.shape == (120, 30)
+    assert (sample.data == np.round(sample.data)).all()
+    assert (sample.data >= 0).all()
+    samples = model.posterior_predictive_sample(n_samples=2, gene_list=["gene_3", "gene_1"], indices=[5, 4, 3])
+    assert [each.shape for each in samples] == [(3, 2), (3, 2)]
+
+
+@pytest.mark.parametrize("kind", ["nb", "zinb", "poisson", "latent library", "size factor"])
+def test_samples_have_the_moments_of_the_posterior_predictive_distribution(load, adata, kind):
+    model = load(kind)
+    samples = _dense(model.posterior_predictive_sample(n_samples=600))
+    parameters = model.get_likelihood_parameters(n_samples=200)
+    mean = parameters["mean"].astype(float)
+    if "dropout" in parameters:
+        mean = mean * (1 - parameters["dropout"])
+    np.testing.assert_allclose(samples.mean(), mean.mean(), rtol=0.05)
+    np.testing.assert_allclose(samples.mean((0, 1)), mean.mean(0), rtol=0.2, atol=0.05)
+    within = mean
+    if "dispersions" in parameters:
+        within = mean + mean**2 / parameters["dispersions"]
+    assert samples.var(0).sum() > 0.8 * within.sum()
+
+
+def test_samples_of_some_genes_are_those_of_all(model, adata):
+    everything = model.posterior_predictive_sample(seed=3)
+    some = model.posterior_predictive_sample(seed=3, gene_list=["gene_9", "gene_2"])
+    np.testing.assert_array_equal(some.toarray(), everything[:, [9, 2]].toarray())
+    assert (model.posterior_predictive_sample(seed=4) != everything).nnz > 0
+
+
+def test_samples_of_normalised_values_come_back_on_the_scale_of_the_counts(load, adata):
+    model = load("normal")
+    samples = _dense(model.posterior_predictive_sample(n_samples=50))
+    ratio = samples.sum(-1).mean(0) / np.asarray(adata.X.sum(1)).ravel()
+    assert 0.3 < np.median(ratio) < 3
+
+
+# Options
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"gene_likelihood": "negbin"}, ValueError, "'negbin'.*'nb', 'zinb', 'poisson', 'normal'"),
+        ({"dispersion": "cell"}, ValueError, "'cell'.*'gene-batch'"),
+        ({"latent_distribution": "lognormal"}, ValueError, '"normal" or "ln"'),
+        ({"batch_representation": "onehot"}, ValueError, '"one-hot" or "embedding"'),
+        ({"use_batch_norm": "yes"}, ValueError, 'use_batch_norm=.yes.*"encoder"'),
+        ({"use_layer_norm": "both"}, ValueError, "use_batch_norm='both' and use_layer_norm='both'"),
+        ({"use_observed_lib_size": "no"}, ValueError, "use_observed_lib_size='no' must be True or False"),
+        ({"encode_covariates": 1}, ValueError, "encode_covariates=1"),
+        ({"gene_likelihood": "poisson", "dispersion": "gene-cell"}, ValueError, "no meaning"),
+        ({"gene_likelihood": "normal", "use_observed_lib_size": False}, ValueError, "normal"),
+        ({"n_hiden": 3}, TypeError, "'n_hiden'. Did you mean n_hidden"),
+        ({"zzz": 3}, TypeError, "'zzz'.*n_hidden, n_latent"),
+    ],
+)
+def test_impossible_options_are_refused_at_construction(adata, options, error, message):
+    with pytest.raises(error, match=message):
+        SCVAE(adata, **options)
+
+
+def test_dispersion_by_label_needs_labels(adata):
+    SCVAE.setup_anndata(adata)
+    with pytest.raises(ValueError, match="labels_key"):
+        SCVAE(adata, dispersion="gene-label")
+
+
+def test_size_factors_leave_no_latent_library_size(adata):
+    SCVAE.setup_anndata(adata, size_factor_key="depth")
+    with pytest.raises(ValueError, match="size_factor_key='depth'"):
+        SCVAE(adata, use_observed_lib_size=False)
+
+
+def test_fractions_are_refused_for_counts_and_taken_for_values(adata):
+    adata.X = adata.X * 0.5
+    SCVAE.setup_anndata(adata)
+    with pytest.raises(ValueError, match="gene_likelihood='nb' needs raw counts"):
+        SCVAE(adata)
+    SCVAE(adata, gene_likelihood="normal", n_hidden=16)
+
+
+@pytest.mark.parametrize(
+    ("options", "encoder", "decoder"),
+    [
+        ({}, "batch_norm", "batch_norm"),
+        ({"use_batch_norm": "encoder", "use_layer_norm": "decoder"}, "batch_norm", "layer_norm"),
+        ({"use_batch_norm": "none", "use_layer_norm": "both"}, "layer_norm", "layer_norm"),
+        ({"use_batch_norm": "none"}, None, None),
+    ],
+)
+def test_normalisation_of_each_network(adata, options, encoder, decoder):
+    module = SCVAE(adata, n_hidden=16, **options).module
+    for network, expected in ((module.encoder.mlp, encoder), (module.decoder, decoder)):
+        present = {kind for kind in ("batch_norm", "layer_norm") if getattr(network.layers[0], kind) is not None}
+        assert present == ({expected} if expected else set())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dispersion": "gene-label", "gene_likelihood": "zinb", "n_layers": 2, "encode_covariates": True},
+        {"batch_representation": "embedding", "deeply_inject_covariates": False, "dispersion": "gene-batch"},
+        {"use_batch_norm": "none", "use_layer_norm": "both", "latent_distribution": "ln"},
+        {"use_observed_lib_size": False, "gene_likelihood": "zinb", "dropout_rate": 0.0},
+    ],
+)
+def test_combinations_of_options_train(adata, options):
+    SCVAE.setup_anndata(
+        adata,
+        batch_key="batch",
+        labels_key="cell_type",
+        categorical_covariate_keys=None,
+        continuous_covariate_keys=["age", "depth"],
+    )
+    model = SCVAE(adata, n_hidden=16, n_latent=3, **options)
+    model.train(max_steps=30, enable_progress_bar=False)
+    assert np.isfinite(model.get_elbo())
+    assert np.isfinite(model.get_normalized_expression(return_numpy=True)).all()
+
+
+# Against the truth of a simulation
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    adata = synthetic_counts(600, 100, n_types=4, library_size=400, seed=2)
+    SCVAE.setup_anndata(adata)
+    model = SCVAE(adata, n_hidden=32, n_latent=5)
+    model.train(max_steps=800, enable_progress_bar=False)
+    return model
+
+
+def test_denoised_expression_is_closer_to_the_truth_than_the_counts(fitted):
+    adata = fitted.adata
+    truth = adata.layers["expression"]
+    denoised = fitted.get_normalized_expression(return_numpy=True, key_added=None)
+    counts = adata.X.toarray()
+    shares = counts / counts.sum(1, keepdims=True)
+
+    def mean_correlation(found):
+        varying = truth.std(0) > 0
+        return np.mean([np.corrcoef(found[:, gene], truth[:, gene])[0, 1] for gene in np.flatnonzero(varying)])
+
+    raw = mean_correlation(shares + 1e-12 * np.random.default_rng(0).random(shares.shape))
+    assert mean_correlation(denoised) > raw + 0.2
+    assert ((denoised - truth) ** 2).sum() < 0.5 * ((shares - truth) ** 2).sum()
+
+
+def test_the_latent_space_separates_the_types(fitted):
+    adata = fitted.adata
+    latent = fitted.get_latent_representation(key_added=None)
+    assert silhouette_score(latent, adata.obs["cell_type"]) > 0.2
+    raw = silhouette_score(np.log1p(adata.X.toarray()), adata.obs["cell_type"])
+    assert silhouette_score(latent, adata.obs["cell_type"]) > raw
+
+
+def test_dispersions_follow_the_truth(fitted):
+    adata = fitted.adata
+    found = np.log(fitted.get_likelihood_parameters()["dispersions"][0])
+    frequent = np.asarray(adata.X.mean(0)).ravel() > 1
+    assert stats.spearmanr(found[frequent], adata.var["inverse_dispersion"][frequent]).statistic > 0.5
