@@ -61,7 +61,7 @@ TOOLS = {"scvi-tools": fit_scvi, "scvae-ext": fit_scvae_ext}
 
 
 def agreement(latent: np.ndarray, labels: pd.Series) -> dict[str, float]:
-    """ARI and NMI of the best Leiden clustering over resolutions (as scib does), and the silhouette by type in [0, 1]."""
+    """ARI and NMI of the best Leiden clustering over resolutions (as scib has it), silhouette by type in [0, 1]."""
     import anndata as ad
     import scanpy as sc
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score

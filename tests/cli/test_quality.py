@@ -26,6 +26,13 @@ def test_clear_groups_are_found(three_groups):
     assert three_groups.obsm["X_pca_umap"].shape == (120, 2)
 
 
+def test_the_resolution_follows_the_known_groups(three_groups):
+    adata = three_groups.copy()
+    # At resolution one, groups of forty cells without structure of their own may be split; never at the best one.
+    add_clusters(adata, "X_pca", seed=0, known="group")
+    assert agreement(adata, "group", "X_pca_leiden") == pytest.approx((1.0, 1.0))
+
+
 def test_counts_stay_counts(three_groups):
     np.testing.assert_array_equal(three_groups.X, np.round(three_groups.X))
     assert three_groups.X.max() > 10

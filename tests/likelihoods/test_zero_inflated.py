@@ -48,5 +48,5 @@ def test_expression_is_that_before_inflation(likelihood):
 
 def test_parameters_of_another_inflated_distribution_are_refused(likelihood):
     px = ZeroInflated(Poisson(torch.ones(2, 7)), torch.zeros(2, 7))
-    with pytest.raises(TypeError, match="Poisson.*NegativeBinomial"):
+    with pytest.raises(TypeError, match=r"Poisson.*NegativeBinomial"):
         likelihood.parameters_by_name(px)

@@ -82,7 +82,7 @@ def test_training_reduces_the_error(adata):
 
 @pytest.mark.usefixtures("unchecked")
 def test_unknown_options_are_refused(adata):
-    with pytest.raises(TypeError, match="Autoencoder got an unknown option 'gene_likelihood'.*n_hidden"):
+    with pytest.raises(TypeError, match=r"Autoencoder got an unknown option 'gene_likelihood'.*n_hidden"):
         Autoencoder(adata, gene_likelihood="nb")
 
 

@@ -219,7 +219,8 @@ def test_impossible_values_are_refused_by_name(adata, options, message):
 
 
 @pytest.mark.parametrize(
-    ("option", "suggestion"), [("learning_rat", "learning_rate"), ("presicion", "precision"), ("n_epochs", "max_epochs")]
+    ("option", "suggestion"),
+    [("learning_rat", "learning_rate"), ("presicion", "precision"), ("n_epochs", "max_epochs")],
 )
 def test_an_unknown_option_is_refused_with_the_nearest(adata, option, suggestion):
     with pytest.raises(TypeError, match=f"'{option}'.*{suggestion}"):
@@ -240,7 +241,7 @@ def test_the_names_of_scvi_tools_for_the_plan(adata):
     one = _train(SCVAE(adata, **SMALL), plan_kwargs={"lr": 0.01, "weight_decay": 0.1})
     two = _train(SCVAE(adata, **SMALL), learning_rate=0.01, weight_decay=0.1)
     assert _same(_weights(one), _weights(two))
-    with pytest.raises(TypeError, match="'n_epochs_kl_warmup'.*kl_warmup"):
+    with pytest.raises(TypeError, match=r"'n_epochs_kl_warmup'.*kl_warmup"):
         _train(one, plan_kwargs={"n_epochs_kl_warmup": 10})
 
 

@@ -52,7 +52,7 @@ def test_cells_that_do_not_exist_are_refused(asked, error, message):
 
 
 def test_names_that_are_not_unique_cannot_name_cells():
-    with pytest.raises(ValueError, match="not unique.*positions"):
+    with pytest.raises(ValueError, match=r"not unique.*positions"):
         select_cells(["a"], pd.Index(["a", "a"]))
     assert select_cells([1], pd.Index(["a", "a"])).tolist() == [1]
 

@@ -43,7 +43,7 @@ def test_named_columns_make_a_data_frame(adata):
 
 
 def test_a_cell_asked_for_twice_is_ambiguous(adata):
-    with pytest.raises(ValueError, match="more than once.*key_added=None"):
+    with pytest.raises(ValueError, match=r"more than once.*key_added=None"):
         write_result(adata, "obsm", "new", np.ones((2, 2), dtype=np.float32), np.array([1, 1]), PROVENANCE)
     assert "new" not in adata.obsm
 

@@ -154,7 +154,7 @@ def test_an_incomplete_description_says_so(folder, key):
 def test_a_description_that_does_not_fit_the_weights_says_so(folder, options):
     described = json.loads((folder / "model.json").read_text())["options"]
     _describe(folder, options=described | options)
-    with pytest.raises(ValueError, match="damaged|later release"):
+    with pytest.raises(ValueError, match=r"damaged|later release"):
         SCVAE.load(folder)
 
 

@@ -81,7 +81,9 @@ def test_cells_give_the_same_rows_whichever_others_are_asked_for(load, kind, bat
     for name in everything:
         np.testing.assert_allclose(some[name], everything[name][order], **CLOSE)
     sizes = model.get_latent_library_size()
-    np.testing.assert_allclose(model.get_latent_library_size(indices=order, batch_size=batch_size), sizes[order], **CLOSE)
+    np.testing.assert_allclose(
+        model.get_latent_library_size(indices=order, batch_size=batch_size), sizes[order], **CLOSE
+    )
 
 
 @pytest.mark.parametrize("as_type", [list, np.array, lambda order: [f"cell_{i}" for i in order]])
@@ -107,7 +109,7 @@ def test_genes_of_another_anndata_are_matched_by_name(model, adata):
 
 def test_missing_genes_are_an_error_or_zero_on_request(model, adata):
     fewer = adata[:, 3:].copy()
-    with pytest.raises(ValueError, match="lacks 3 of the 30 genes.*'gene_0'"):
+    with pytest.raises(ValueError, match=r"lacks 3 of the 30 genes.*'gene_0'"):
         model.get_latent_representation(fewer)
     with pytest.warns(UserWarning, match="3 of 30 genes are missing"):
         found = model.get_latent_representation(fewer, fill_missing_genes=True)
@@ -130,7 +132,7 @@ def test_extra_genes_are_left_out(model, adata):
 def test_an_unseen_category_is_an_error_that_names_it(model, adata):
     other = adata.copy()
     other.obs["batch"] = other.obs["batch"].cat.rename_categories({"batch_1": "novel"})
-    with pytest.raises(ValueError, match="'novel'.*'batch_0', 'batch_1'"):
+    with pytest.raises(ValueError, match=r"'novel'.*'batch_0', 'batch_1'"):
         model.get_latent_representation(other)
 
 
@@ -142,7 +144,13 @@ def test_categories_are_matched_by_name(model, adata):
 
 def test_other_types_of_matrix_give_the_same(model, adata, tmp_path):
     expected = model.get_latent_representation(**QUIET)
-    for convert in (sp.csc_matrix, sp.csr_array, lambda x: x.toarray(), lambda x: x.astype(np.int64), lambda x: x.astype(float)):
+    for convert in (
+        sp.csc_matrix,
+        sp.csr_array,
+        lambda x: x.toarray(),
+        lambda x: x.astype(np.int64),
+        lambda x: x.astype(float),
+    ):
         other = adata.copy()
         other.X = convert(adata.X)
         np.testing.assert_array_equal(model.get_latent_representation(other), expected)

@@ -6,7 +6,9 @@ from scvae_ext.modules import Elbo, SquaredError
 RECONSTRUCTION, KL, KL_LIBRARY = torch.tensor([-10.0, -20.0]), torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.25])
 
 
-@pytest.mark.parametrize(("kl_weight", "expected"), [(0.0, [-10.0, -20.0]), (0.5, [-10.5, -21.0]), (1.0, [-11.0, -22.0])])
+@pytest.mark.parametrize(
+    ("kl_weight", "expected"), [(0.0, [-10.0, -20.0]), (0.5, [-10.5, -21.0]), (1.0, [-11.0, -22.0])]
+)
 def test_score_weighs_the_divergence(kl_weight, expected):
     assert Elbo(RECONSTRUCTION, KL).score(kl_weight).tolist() == expected
 

@@ -48,9 +48,7 @@ def test_without_a_validation_the_weights_stay():
 
 def test_the_bar_counts_steps_and_shows_the_held_out_score(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    training = SimpleNamespace(
-        module=_Scored("elbo", "max"), plan=SimpleNamespace(max_steps=20), step=0, history=None
-    )
+    training = SimpleNamespace(module=_Scored("elbo", "max"), plan=SimpleNamespace(max_steps=20), step=0, history=None)
     bar, trainer = TrainingBar(training), _trainer(elbo_validation=torch.tensor(-123.456))
     bar.on_fit_start(trainer, None)
     training.step = 20

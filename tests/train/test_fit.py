@@ -348,7 +348,8 @@ def test_known_options_pass():
 
 
 @pytest.mark.parametrize(
-    ("option", "suggestion"), [("precission", "precision"), ("leraning_rate", "learning_rate"), ("max_epoch", "max_epochs")]
+    ("option", "suggestion"),
+    [("precission", "precision"), ("leraning_rate", "learning_rate"), ("max_epoch", "max_epochs")],
 )
 def test_an_unknown_option_is_refused_with_the_nearest(option, suggestion):
     with pytest.raises(TypeError, match=f"'{option}'.*{suggestion}"):

@@ -48,8 +48,8 @@ def test_a_block_makes_one_update_for_each_minibatch(source, split, vae):
     counted = []
     objective = vae.objective
     vae.objective = lambda minibatch, generator=None: (
-        counted.append(minibatch.n_cells) if vae.training else None
-    ) or objective(minibatch, generator)
+        (counted.append(minibatch.n_cells) if vae.training else None) or objective(minibatch, generator)
+    )
     plan = TrainingPlan(13, batch_size=32, validate_every=5)
     fit(vae, source, *split, plan, seed=0, history=history, **QUIET)
     assert counted == [32] * 13
@@ -102,5 +102,3 @@ def test_learning_rate_follows_the_plan(source, split, vae):
         patch.setattr(torch.optim, "AdamW", Recorded)
         fit(vae, source, *split, plan, seed=0, history=History(), **QUIET)
     np.testing.assert_allclose([rate.pop() for rate in rates], [plan.learning_rate_at(i) for i in range(12)])
-
-

@@ -1,3 +1,4 @@
+import itertools
 import math
 from dataclasses import FrozenInstanceError
 
@@ -20,7 +21,7 @@ def test_weight_of_the_divergence_rises_linearly_over_a_fraction_of_the_steps():
     plan = TrainingPlan(1000, kl_warmup=0.5, max_kl_weight=2.0)
     assert plan.kl_weight_at(249) == pytest.approx(1.0)
     weights = [plan.kl_weight_at(step) for step in range(500)]
-    steps = [later - earlier for earlier, later in zip(weights, weights[1:], strict=False)]
+    steps = [later - earlier for earlier, later in itertools.pairwise(weights)]
     assert steps == pytest.approx([2.0 / 500] * 499)
     assert weights[0] > 0
     assert plan.kl_weight_at(500) == 2.0
@@ -56,7 +57,11 @@ def test_learning_rate_is_never_negative_nor_above_its_peak(max_steps, lr_warmup
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, value) for name in ("max_steps", "batch_size", "patience", "validate_every") for value in (0, 1.5, True)),
+        *(
+            (name, value)
+            for name in ("max_steps", "batch_size", "patience", "validate_every")
+            for value in (0, 1.5, True)
+        ),
         *(("learning_rate", value) for value in (0.0, -1.0, math.nan, math.inf)),
         *((name, value) for name in ("lr_warmup", "kl_warmup") for value in (-0.1, 1.1, math.nan)),
         *((name, value) for name in ("max_kl_weight", "weight_decay") for value in (-0.1, math.inf, math.nan)),

@@ -1,0 +1,335 @@
+"""How well does the model predict each cell, and how much of that does the ELBO miss?"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from scvae_ext.minibatch import Minibatch
+from scvae_ext.models import SCVAE
+from scvae_ext.models.base import BaseModel
+from scvae_ext.models.inference import Cells
+from scvae_ext.models.query import CellSelection, whole_number
+from scvae_ext.modules import VAE, Posterior, VAEOutput, log_importance_weights
+
+__all__ = ["Evidence", "evidence"]
+
+# Each step moves a mean by at most this many standard deviations of the encoder, and a log variance by this much.
+STEP_SIZE = 0.1
+# Pairs of opposite noise: the gradient of a Gaussian posterior's mean is then exact.
+PAIRS_PER_STEP = 2
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evidence:
+    r"""Evidence of each cell, its precision, and the gap to the ELBO, in nats.
+
+    Parameters
+    ----------
+    obs_names
+        The cells.
+    log_evidence
+        Estimate of :math:`\log p(x)`.
+    standard_error
+        Monte Carlo standard error of that estimate.
+    effective_sample_size
+        Number of equally weighted samples of the exact posterior that the weighted ones are worth.
+    elbo
+        Evidence lower bound with the posterior that the encoder gives.
+    optimised_elbo
+        The same with the cell's own best diagonal Gaussian posterior.
+    n_samples
+        Samples of each cell.
+    """
+
+    trusted_from: ClassVar[int] = 10
+    """Effective sample size below which an estimate is not trusted."""
+
+    obs_names: pd.Index
+    log_evidence: Float[np.ndarray, "cells"]
+    standard_error: Float[np.ndarray, "cells"]
+    effective_sample_size: Float[np.ndarray, "cells"]
+    elbo: Float[np.ndarray, "cells"]
+    optimised_elbo: Float[np.ndarray, "cells"]
+    n_samples: int
+
+    @property
+    def mean(self) -> float:
+        """Mean log evidence over cells, in nats per cell."""
+        return float(self.log_evidence.mean())
+
+    @property
+    def mean_standard_error(self) -> float:
+        """Monte Carlo standard error of :attr:`mean`: cells have independent samples, so that variances add."""
+        return float(np.sqrt(np.square(self.standard_error).sum()) / len(self.standard_error))
+
+    @property
+    def gap(self) -> Float[np.ndarray, "cells"]:
+        r""":math:`\log p(x) - \mathcal L(x)`, the divergence of the encoder's posterior from the exact one."""
+        return self.log_evidence - self.elbo
+
+    @property
+    def amortization_gap(self) -> Float[np.ndarray, "cells"]:
+        """What the cell's own best Gaussian posterior gains over the one that the encoder gives."""
+        return self.optimised_elbo - self.elbo
+
+    @property
+    def approximation_gap(self) -> Float[np.ndarray, "cells"]:
+        """What remains because the exact posterior is not a diagonal Gaussian."""
+        return self.log_evidence - self.optimised_elbo
+
+    @property
+    def is_trusted(self) -> np.ndarray:
+        """Whether the effective sample size of each cell is at least :attr:`trusted_from`."""
+        return self.effective_sample_size >= self.trusted_from
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row for each cell, under the names of ``adata.obs``."""
+        return pd.DataFrame(
+            {
+                "log_evidence": self.log_evidence,
+                "standard_error": self.standard_error,
+                "effective_sample_size": self.effective_sample_size,
+                "is_trusted": self.is_trusted,
+                "elbo": self.elbo,
+                "optimised_elbo": self.optimised_elbo,
+                "gap": self.gap,
+                "amortization_gap": self.amortization_gap,
+                "approximation_gap": self.approximation_gap,
+            },
+            index=self.obs_names,
+        )
+
+    def summary(self) -> str:
+        """Return the result in plain words."""
+        n_cells = len(self.obs_names)
+        amortization, approximation = self.amortization_gap.mean(), self.approximation_gap.mean()
+        larger = (
+            "Most of the gap is the encoder's: it does not give cells the best Gaussian that there is."
+            if amortization > approximation
+            else "Most of the gap is that of the family: exact posteriors are not diagonal Gaussians."
+        )
+        return "\n".join(
+            [
+                f"log p(x) = {self.mean:.2f} nats per cell (Monte Carlo standard error {self.mean_standard_error:.2g}), "
+                f"the mean of {n_cells} cells with {self.n_samples} samples each.",
+                f"The ELBO is {self.elbo.mean():.2f}, a gap of {self.gap.mean():.2f}: "
+                f"{amortization:.2f} amortization gap and {approximation:.2f} approximation gap. {larger}",
+                f"Effective sample size: median {np.median(self.effective_sample_size):.0f}, below "
+                f"{self.trusted_from} in {np.count_nonzero(~self.is_trusted)} of {n_cells} cells.",
+            ]
+        )
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+
+def evidence(
+    model: BaseModel,
+    adata: AnnData | None = None,
+    indices: CellSelection | None = None,
+    *,
+    n_samples: int = 1000,
+    n_optimisation_steps: int = 200,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Evidence:
+    r"""Estimate the evidence of held-out cells, and split its gap to the ELBO.
+
+    .. math::
+        \log p(x) \approx \log \frac1K \sum_{k=1}^K w_k, \qquad
+        w_k = \frac{p(x \mid z_k)\,p(z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x)
+
+    With weights :math:`\tilde w_k` that sum to one, the effective sample size is :math:`1 / \sum_k \tilde w_k^2` and, by
+    the delta method, the squared standard error :math:`\frac{K}{K-1}(\sum_k \tilde w_k^2 - \frac1K)`. The logarithm
+    makes the estimate too low by about half the squared standard error. The ELBO is the mean of :math:`\log w_k`
+    over the same samples, so that the gap is never negative. The gap splits into
+
+    .. math::
+        \log p(x) - \mathcal L(q) = \underbrace{\mathcal L(q^*) - \mathcal L(q)}_{\text{amortization}} +
+        \underbrace{\log p(x) - \mathcal L(q^*)}_{\text{approximation}},
+
+    where :math:`q^*` is the cell's own diagonal Gaussian, found by gradient steps from the encoder's :math:`q` with the
+    path derivative of Roeder et al.; where these do not improve on :math:`q`, it is kept. Too few steps move
+    amortization gap over to approximation gap.
+
+    Sources: Burda, Grosse and Salakhutdinov, ICLR 2016; Cremer, Li and Duvenaud, ICML 2018; Roeder, Wu and
+    Duvenaud, NeurIPS 2017.
+
+    Parameters
+    ----------
+    model
+        Trained :class:`~scvae_ext.SCVAE`.
+    adata
+        AnnData with the cells, matched by gene name; the model's own where ``None``.
+    indices
+        Cells: positions, a boolean mask or names. Where neither ``adata`` nor ``indices`` is given, the cells that
+        training held out for validation; all cells of an ``adata`` that is given.
+    n_samples
+        K, the number of samples of each cell; at least ten.
+    n_optimisation_steps
+        Gradient steps for each cell's own posterior.
+    batch_size
+        Cells read at once. The result does not depend on it.
+    seed
+        Seed of the samples.
+
+    Returns
+    -------
+    Evidence
+        In nats. For ``gene_likelihood="normal"`` it is the density of log-normalised values, not to be compared with
+        the probabilities of counts that the other likelihoods give.
+
+    Raises
+    ------
+    TypeError
+        If the model has no likelihood.
+    RuntimeError
+        If it has not been trained.
+    ValueError
+        If there are no cells, or too few samples.
+
+    Warns
+    -----
+    UserWarning
+        If the effective sample size of a cell is below ten: a few samples then make up its estimate, which is likely
+        too low, with a standard error that is too small.
+
+    See Also
+    --------
+    scvae_ext.pl.evidence : Draw the result.
+    """
+    if not isinstance(model, SCVAE):
+        raise TypeError(f"evidence needs a model with a likelihood, which {type(model).__name__} has not: use SCVAE.")
+    n_samples = whole_number("n_samples", n_samples, least=Evidence.trusted_from)
+    n_steps = whole_number("n_optimisation_steps", n_optimisation_steps)
+    seed = whole_number("seed", seed, least=0)
+    if model.is_trained and adata is None and indices is None:
+        indices = model.validation_indices
+        if indices is None or len(indices) == 0:
+            raise ValueError(
+                "The model holds out no cells of its AnnData: pass indices=..., adata=..., or train with train_size "
+                "below 1."
+            )
+    _, cells = model._cells(adata, indices, batch_size, fill_missing_genes=False)
+    result = Evidence(
+        cells.source.obs_names[cells.positions],
+        *_estimate(model.module, cells, n_samples, n_steps, seed),
+        n_samples=n_samples,
+    )
+    n_untrusted = np.count_nonzero(~result.is_trusted)
+    if n_untrusted:
+        warnings.warn(
+            f"The effective sample size is below {Evidence.trusted_from} in {n_untrusted} of {len(cells)} cells "
+            f"(smallest {result.effective_sample_size.min():.1f} of {n_samples} samples): their evidence is likely too "
+            "low, and its standard error too small. Pass a larger n_samples.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return result
+
+
+def _estimate(
+    module: VAE, cells: Cells, n_samples: int, n_steps: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return log evidence, standard error, effective sample size, ELBO and optimised ELBO of each cell."""
+    log_evidence, effective, bound, best = (np.empty(len(cells)) for _ in range(4))
+    n_axes = module.encoder.mean.out_features + (module.library_encoder is not None)
+    # Noise of samples comes cell after cell and that of steps is shared, so that neither depends on the minibatch.
+    of_samples, of_steps = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
+    half = of_steps.standard_normal((n_steps, PAIRS_PER_STEP, 1, n_axes), dtype=np.float32)
+    step_noise = torch.from_numpy(np.concatenate([half, -half], axis=1)).to(cells.device)
+    with _evaluating(module):
+        for rows, minibatch in cells:
+            numbers = of_samples.standard_normal((minibatch.n_cells, n_samples, n_axes), dtype=np.float32)
+            noise = torch.from_numpy(numbers).transpose(0, 1).to(cells.device)
+            posterior = module.encode(minibatch)
+            weights = _log_weights_in_parts(module, cells, minibatch, posterior, noise)
+            log_evidence[rows] = (weights.logsumexp(0) - math.log(n_samples)).cpu().numpy()
+            effective[rows] = weights.softmax(0).square().sum(0).reciprocal().cpu().numpy()
+            bound[rows] = weights.mean(0).cpu().numpy()
+            optimised = _optimise(module, minibatch, posterior, step_noise)
+            weights = _log_weights_in_parts(module, cells, minibatch, optimised, noise)
+            best[rows] = np.maximum(weights.mean(0).cpu().numpy(), bound[rows])
+    effective = effective.clip(1.0, n_samples)
+    error = np.sqrt((n_samples / effective - 1.0) / (n_samples - 1))
+    return log_evidence, error, effective, bound, best
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Switch dropout, batch statistics and gradients off; unlike in inference mode, they can be had again inside."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)
+
+
+def _log_weights_in_parts(
+    module: VAE, cells: Cells, minibatch: Minibatch, posterior: Posterior, noise: Float[Tensor, "samples cells axes"]
+) -> Float[Tensor, "samples cells"]:
+    """Return log importance weights at all samples, as many at once as fit into memory, in double precision."""
+    parts = noise.split(cells.samples_at_once(minibatch.n_cells, len(noise)))
+    return torch.cat([_log_weights(module, minibatch, posterior, posterior, part).double() for part in parts])
+
+
+def _log_weights(
+    module: VAE,
+    minibatch: Minibatch,
+    posterior: Posterior,
+    density: Posterior,
+    noise: Float[Tensor, "samples #cells axes"],
+) -> Float[Tensor, "samples cells"]:
+    """Return log importance weights at samples of one posterior, with the density of another."""
+    n_latent = posterior.qz.loc.shape[-1]
+    latent = posterior.qz.loc + posterior.qz.scale * noise[..., :n_latent]
+    log_library = None
+    if posterior.log_library is not None:
+        log_library = posterior.log_library.loc + posterior.log_library.scale * noise[..., n_latent]
+    output = VAEOutput(density, latent, log_library, module.decode(latent, minibatch, log_library))
+    return log_importance_weights(output, module.likelihood, minibatch, module.library_prior(minibatch))
+
+
+def _optimise(
+    module: VAE, minibatch: Minibatch, start: Posterior, noise: Float[Tensor, "steps samples 1 axes"]
+) -> Posterior:
+    """Return the diagonal Gaussian of each cell that maximises its ELBO, by Adam with steps that shrink to zero."""
+    parts = [start.qz] if start.log_library is None else [start.qz, start.log_library]
+    # Shifts in standard deviations and changes of log variance, so that one size of step suits every dimension.
+    shifts = [torch.zeros_like(part.loc, requires_grad=True) for part in parts]
+    changes = [torch.zeros_like(part.loc, requires_grad=True) for part in parts]
+    optimizer = torch.optim.Adam([*shifts, *changes], lr=STEP_SIZE)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(noise))
+    for of_step in noise:
+        with torch.enable_grad():
+            moved = _moved(parts, shifts, changes)
+            # The density is held fixed: its score has mean zero, and without it no noise is left at the optimum.
+            density = _moved(parts, [shift.detach() for shift in shifts], [change.detach() for change in changes])
+            loss = -_log_weights(module, minibatch, moved, density, of_step).mean(0).sum()
+            gradients = torch.autograd.grad(loss, [*shifts, *changes])
+        for parameter, gradient in zip([*shifts, *changes], gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        scheduler.step()
+    return _moved(parts, shifts, changes)
+
+
+def _moved(parts: list[Normal], shifts: list[Tensor], changes: list[Tensor]) -> Posterior:
+    normals = [
+        Normal(part.loc + part.scale * shift, part.scale * torch.exp(0.5 * change), validate_args=False)
+        for part, shift, change in zip(parts, shifts, changes, strict=True)
+    ]
+    return Posterior(normals[0], normals[1] if len(normals) > 1 else None)
