@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scvae_ext import datasets, distributions, pl
+    from scvae_ext import datasets, diagnostics, distributions, pl
     from scvae_ext.models import SCVAE, Autoencoder
 
 __version__ = "0.1.0"
-__all__ = ["SCVAE", "Autoencoder", "__version__", "datasets", "distributions", "pl"]
+__all__ = ["SCVAE", "Autoencoder", "__version__", "datasets", "diagnostics", "distributions", "pl"]
 
 _MODELS = frozenset({"SCVAE", "Autoencoder"})
 

@@ -5,6 +5,8 @@ import os
 # Parallel workers share the cores; this has to stand before torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # numba, once scanpy has used it, sets the number of threads of OpenMP for torch as well.
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt

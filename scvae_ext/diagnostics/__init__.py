@@ -1,4 +1,4 @@
-"""Can this model be believed? Questions put to a trained model; each answer is a typed result with a plot in ``pl``."""
+"""Whether a trained model can be believed: each question has a function, a typed result and a plot in ``pl``."""
 
 from scvae_ext.diagnostics.evidence import Evidence, evidence
 from scvae_ext.diagnostics.posterior_collapse import PosteriorCollapse, posterior_collapse

@@ -1,11 +1,11 @@
-"""How well does the model predict each cell, and how much of that does the ELBO miss?"""
+"""How well the model predicts each cell, and how much of that the ELBO misses."""
 
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,10 +22,14 @@ from scvae_ext.models.inference import Cells
 from scvae_ext.models.query import CellSelection, whole_number
 from scvae_ext.modules import VAE, Posterior, VAEOutput, log_importance_weights
 
-__all__ = ["Evidence", "evidence"]
+__all__ = ["Evidence", "Proposal", "evidence"]
+
+Proposal = Literal["optimised", "encoder"]
 
 # Each step moves a mean by at most this many standard deviations of the encoder, and a log variance by this much.
 STEP_SIZE = 0.1
+# Gradients (nats a standard deviation) below this make small steps, lest rounding errors drive an optimum away.
+GRADIENT_FLOOR = 0.1
 # Pairs of opposite noise: the gradient of a Gaussian posterior's mean is then exact.
 PAIRS_PER_STEP = 2
 
@@ -76,17 +80,20 @@ class Evidence:
     @property
     def gap(self) -> Float[np.ndarray, "cells"]:
         r""":math:`\log p(x) - \mathcal L(x)`, the divergence of the encoder's posterior from the exact one."""
-        return self.log_evidence - self.elbo
+        gap: np.ndarray = self.log_evidence - self.elbo
+        return gap
 
     @property
     def amortization_gap(self) -> Float[np.ndarray, "cells"]:
         """What the cell's own best Gaussian posterior gains over the one that the encoder gives."""
-        return self.optimised_elbo - self.elbo
+        gap: np.ndarray = self.optimised_elbo - self.elbo
+        return gap
 
     @property
     def approximation_gap(self) -> Float[np.ndarray, "cells"]:
         """What remains because the exact posterior is not a diagonal Gaussian."""
-        return self.log_evidence - self.optimised_elbo
+        gap: np.ndarray = self.log_evidence - self.optimised_elbo
+        return gap
 
     @property
     def is_trusted(self) -> np.ndarray:
@@ -121,8 +128,8 @@ class Evidence:
         )
         return "\n".join(
             [
-                f"log p(x) = {self.mean:.2f} nats per cell (Monte Carlo standard error {self.mean_standard_error:.2g}), "
-                f"the mean of {n_cells} cells with {self.n_samples} samples each.",
+                f"log p(x) = {self.mean:.2f} nats per cell (Monte Carlo standard error "
+                f"{self.mean_standard_error:.2g}), the mean of {n_cells} cells with {self.n_samples} samples each.",
                 f"The ELBO is {self.elbo.mean():.2f}, a gap of {self.gap.mean():.2f}: "
                 f"{amortization:.2f} amortization gap and {approximation:.2f} approximation gap. {larger}",
                 f"Effective sample size: median {np.median(self.effective_sample_size):.0f}, below "
@@ -141,6 +148,7 @@ def evidence(
     *,
     n_samples: int = 1000,
     n_optimisation_steps: int = 200,
+    proposal: Proposal = "optimised",
     batch_size: int | None = None,
     seed: int = 0,
 ) -> Evidence:
@@ -148,20 +156,23 @@ def evidence(
 
     .. math::
         \log p(x) \approx \log \frac1K \sum_{k=1}^K w_k, \qquad
-        w_k = \frac{p(x \mid z_k)\,p(z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x)
+        w_k = \frac{p(x \mid z_k)\,p(z_k)}{r(z_k)}, \qquad z_k \sim r(z)
 
-    With weights :math:`\tilde w_k` that sum to one, the effective sample size is :math:`1 / \sum_k \tilde w_k^2` and, by
-    the delta method, the squared standard error :math:`\frac{K}{K-1}(\sum_k \tilde w_k^2 - \frac1K)`. The logarithm
-    makes the estimate too low by about half the squared standard error. The ELBO is the mean of :math:`\log w_k`
-    over the same samples, so that the gap is never negative. The gap splits into
+    The proposal r is the encoder's posterior :math:`q(z \mid x)`, or the cell's own diagonal Gaussian :math:`q^*`,
+    found by gradient steps from there on the ELBO, with the path derivative of Roeder et al. Encoders fit held-out
+    cells badly enough that few of their samples count, and :math:`q^*` then gives a far better estimate.
+
+    With weights :math:`\tilde w_k` that sum to one, the effective sample size is :math:`1 / \sum_k \tilde w_k^2` and,
+    by the delta method, the squared standard error :math:`\frac{K}{K-1}(\sum_k \tilde w_k^2 - \frac1K)`. The logarithm
+    makes the estimate too low by about half the squared standard error. The ELBO :math:`\mathcal L` of a posterior is
+    the mean of its :math:`\log w_k`. The gap splits into
 
     .. math::
         \log p(x) - \mathcal L(q) = \underbrace{\mathcal L(q^*) - \mathcal L(q)}_{\text{amortization}} +
         \underbrace{\log p(x) - \mathcal L(q^*)}_{\text{approximation}},
 
-    where :math:`q^*` is the cell's own diagonal Gaussian, found by gradient steps from the encoder's :math:`q` with the
-    path derivative of Roeder et al.; where these do not improve on :math:`q`, it is kept. Too few steps move
-    amortization gap over to approximation gap.
+    where :math:`q^*` stays at :math:`q` if the steps do not improve on it. Too few steps move amortization gap over to
+    approximation gap.
 
     Sources: Burda, Grosse and Salakhutdinov, ICLR 2016; Cremer, Li and Duvenaud, ICML 2018; Roeder, Wu and
     Duvenaud, NeurIPS 2017.
@@ -179,6 +190,8 @@ def evidence(
         K, the number of samples of each cell; at least ten.
     n_optimisation_steps
         Gradient steps for each cell's own posterior.
+    proposal
+        What importance samples are drawn from: ``"optimised"``, the cell's own posterior, or ``"encoder"``.
     batch_size
         Cells read at once. The result does not depend on it.
     seed
@@ -197,7 +210,7 @@ def evidence(
     RuntimeError
         If it has not been trained.
     ValueError
-        If there are no cells, or too few samples.
+        If there are no cells, too few samples, or the proposal is unknown.
 
     Warns
     -----
@@ -214,6 +227,8 @@ def evidence(
     n_samples = whole_number("n_samples", n_samples, least=Evidence.trusted_from)
     n_steps = whole_number("n_optimisation_steps", n_optimisation_steps)
     seed = whole_number("seed", seed, least=0)
+    if proposal not in get_args(Proposal):
+        raise ValueError(f'proposal={proposal!r} is not known: use "optimised" or "encoder".')
     if model.is_trained and adata is None and indices is None:
         indices = model.validation_indices
         if indices is None or len(indices) == 0:
@@ -224,7 +239,7 @@ def evidence(
     _, cells = model._cells(adata, indices, batch_size, fill_missing_genes=False)
     result = Evidence(
         cells.source.obs_names[cells.positions],
-        *_estimate(model.module, cells, n_samples, n_steps, seed),
+        *_estimate(model.module, cells, n_samples, n_steps, proposal, seed),
         n_samples=n_samples,
     )
     n_untrusted = np.count_nonzero(~result.is_trusted)
@@ -240,7 +255,7 @@ def evidence(
 
 
 def _estimate(
-    module: VAE, cells: Cells, n_samples: int, n_steps: int, seed: int
+    module: VAE, cells: Cells, n_samples: int, n_steps: int, proposal: Proposal, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return log evidence, standard error, effective sample size, ELBO and optimised ELBO of each cell."""
     log_evidence, effective, bound, best = (np.empty(len(cells)) for _ in range(4))
@@ -255,12 +270,15 @@ def _estimate(
             noise = torch.from_numpy(numbers).transpose(0, 1).to(cells.device)
             posterior = module.encode(minibatch)
             weights = _log_weights_in_parts(module, cells, minibatch, posterior, noise)
-            log_evidence[rows] = (weights.logsumexp(0) - math.log(n_samples)).cpu().numpy()
-            effective[rows] = weights.softmax(0).square().sum(0).reciprocal().cpu().numpy()
             bound[rows] = weights.mean(0).cpu().numpy()
             optimised = _optimise(module, minibatch, posterior, step_noise)
-            weights = _log_weights_in_parts(module, cells, minibatch, optimised, noise)
-            best[rows] = np.maximum(weights.mean(0).cpu().numpy(), bound[rows])
+            others = _log_weights_in_parts(module, cells, minibatch, optimised, noise)
+            others = torch.where(others.mean(0) > weights.mean(0), others, weights)
+            best[rows] = others.mean(0).cpu().numpy()
+            if proposal == "optimised":
+                weights = others
+            log_evidence[rows] = (weights.logsumexp(0) - math.log(n_samples)).cpu().numpy()
+            effective[rows] = weights.softmax(0).square().sum(0).reciprocal().cpu().numpy()
     effective = effective.clip(1.0, n_samples)
     error = np.sqrt((n_samples / effective - 1.0) / (n_samples - 1))
     return log_evidence, error, effective, bound, best
@@ -311,7 +329,7 @@ def _optimise(
     # Shifts in standard deviations and changes of log variance, so that one size of step suits every dimension.
     shifts = [torch.zeros_like(part.loc, requires_grad=True) for part in parts]
     changes = [torch.zeros_like(part.loc, requires_grad=True) for part in parts]
-    optimizer = torch.optim.Adam([*shifts, *changes], lr=STEP_SIZE)
+    optimizer = torch.optim.Adam([*shifts, *changes], lr=STEP_SIZE, eps=GRADIENT_FLOOR)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(noise))
     for of_step in noise:
         with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Which latent dimensions are used, and how much do they say about a cell?"""
+"""Which latent dimensions are used, and how much they say about a cell."""
 
 import math
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ class PosteriorCollapse:
         if self.n_active == n_latent:
             return f"No posterior collapse: all {n_latent} latent dimensions are active."
         unused = ", ".join(map(str, np.flatnonzero(~self.is_active)))
-        return f"Partial collapse: {self.n_active} of {n_latent} latent dimensions are active, {unused} not."
+        return f"Unused dimensions: {self.n_active} of {n_latent} latent dimensions are active, {unused} not."
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each latent dimension, numbered as the columns of ``obsm["X_scvae"]``."""

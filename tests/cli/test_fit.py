@@ -31,7 +31,7 @@ def test_writes_the_results_of_the_data_named(counts, tmp_path, capsys):
     assert main(["fit", *map(str, words)]) == 0
     printed = capsys.readouterr().out
     assert "held-out ELBO: -" in printed
-    assert "Leiden clusters against cell_type: ARI " in printed
+    assert "Leiden clusters (at the best of 20 resolutions) against cell_type: ARI " in printed
 
     before, after = ad.read_h5ad(counts), ad.read_h5ad(out)
     assert after.obsm["X_scvae"].shape == (200, 4)

@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import scanpy as sc
 
 from scvae_ext import Autoencoder
 
@@ -43,14 +42,12 @@ def test_several_batches_are_averaged(autoencoder):
     np.testing.assert_allclose(both, (one + two) / 2, rtol=1e-4, atol=1e-7)
 
 
-def test_error_is_that_of_scanpys_log_normalised_values(autoencoder, adata):
-    normalised = adata.copy()
-    sc.pp.normalize_total(normalised, target_sum=1e4)
-    sc.pp.log1p(normalised)
+def test_error_is_below_the_variance_of_the_log_normalised_values(autoencoder, adata):
+    counts = adata.X.toarray()
     with_mean = autoencoder.get_reconstruction_error()
     each = autoencoder.get_reconstruction_error(return_mean=False)
     assert with_mean == pytest.approx(each.mean())
-    variance = normalised.X.toarray().var(0).mean()
+    variance = np.log1p(1e4 * counts / counts.sum(1, keepdims=True)).var(0).mean()
     assert 0.05 * variance < with_mean < variance
     np.testing.assert_allclose(autoencoder.get_reconstruction_error(indices=[3, 1], return_mean=False), each[[3, 1]])
 

@@ -521,10 +521,10 @@ def test_combinations_of_options_train(adata, options):
 
 @pytest.fixture(scope="module")
 def fitted():
-    adata = synthetic_counts(600, 100, n_types=4, library_size=400, seed=2)
+    adata = synthetic_counts(500, 80, n_types=4, library_size=400, seed=2)
     SCVAE.setup_anndata(adata)
     model = SCVAE(adata, n_hidden=32, n_latent=5)
-    model.train(max_steps=800, enable_progress_bar=False)
+    model.train(max_steps=500, enable_progress_bar=False)
     return model
 
 

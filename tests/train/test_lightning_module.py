@@ -13,7 +13,7 @@ QUIET = {"progress_bar": False}
 
 
 def _training(module, **plan):
-    return TrainingModule(module, TrainingPlan(**({"max_steps": 10} | plan)), History(), 0)
+    return TrainingModule(module, TrainingPlan(**({"max_steps": 10} | plan)), History(), n_train=160, seed=0)
 
 
 def test_every_parameter_is_optimised_once():
