@@ -97,10 +97,10 @@ def test_draws_do_not_depend_on_how_many_fit_into_memory(encoded, monkeypatch):
 
 
 def test_a_collapsed_model_is_named_and_an_ordinary_one_is_not(trained):
-    ordinary = posterior_collapse(trained(max_steps=400))
+    ordinary = posterior_collapse(trained(gene_likelihood="poisson"))
     assert ordinary.n_active == 2
     assert ordinary.verdict == "No posterior collapse: all 2 latent dimensions are active."
-    collapsed = posterior_collapse(trained(max_steps=400, plan_kwargs={"max_kl_weight": 50}))
+    collapsed = posterior_collapse(trained(gene_likelihood="poisson", plan_kwargs={"max_kl_weight": 50}))
     assert collapsed.n_active == 0
     assert str(collapsed).startswith("Posterior collapse: none of the 2 latent dimensions is active")
     assert collapsed.rate < 0.05

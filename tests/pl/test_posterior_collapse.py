@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -62,7 +64,7 @@ def test_many_dimensions_have_labels_that_do_not_overlap():
     left.figure.canvas.draw()
     boxes = [label.get_window_extent() for label in left.get_xticklabels()]
     assert len(boxes) > 10
-    assert all(first.x1 < second.x0 for first, second in zip(boxes, boxes[1:], strict=False))
+    assert all(first.x1 < second.x0 for first, second in pairwise(boxes))
 
 
 @pytest.mark.parametrize("n_latent", [2, 10, 40])

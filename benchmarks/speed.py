@@ -1,0 +1,185 @@
+"""Cells per second and memory on a CPU, beside scvi-tools: training, latent representation, denoised expression.
+
+Both packages get the same synthetic counts, the same architecture (128 hidden units, one layer, ten latent dimensions)
+and minibatches of 128 cells, and train for the same number of epochs; the ELBO after it is printed beside the speed.
+Each measurement is a process of its own, the two packages in turn, so that a drift of the machine meets both.
+
+    pip install -c constraints.txt . && pip install -r benchmarks/requirements-peers.txt
+    python benchmarks/speed.py                                        # about half an hour on two cores
+    python benchmarks/speed.py --cells 2000 --genes 300 --pairs 1     # a minute, to see whether it runs
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pandas as pd
+
+TOOLS = ("scvae-ext", "scvi-tools")
+RATES = ("train", "latent", "expression")
+N_HELD_OUT = 500
+
+
+def synthetic(n_cells: int, n_genes: int):
+    """Return training and held-out counts with 10 to 15% of the entries not zero."""
+    import scvae_ext as sv
+
+    adata = sv.datasets.synthetic_counts(n_cells + N_HELD_OUT, n_genes, n_types=10, library_size=0.25 * n_genes, seed=0)
+    return adata[:n_cells].copy(), adata[n_cells:].copy()
+
+
+def measure_scvae_ext(train, held_out, likelihood, epochs):
+    """Train and time the getters of scvae_ext."""
+    import scvae_ext as sv
+
+    sv.SCVAE.setup_anndata(train)
+    model = sv.SCVAE(train, gene_likelihood=likelihood)
+    options = {"train_size": 1.0, "early_stopping": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    model.train(max_steps=20, **options)
+    model = sv.SCVAE(train, gene_likelihood=likelihood)
+    seconds = {"train": timed(lambda: model.train(max_epochs=epochs, **options))}
+    seconds["latent"] = timed(lambda: model.get_latent_representation(key_added=None))
+    seconds["expression"] = timed(
+        lambda: model.get_normalized_expression(n_samples=1, return_numpy=True, key_added=None)
+    )
+    return seconds, model.get_elbo(held_out)
+
+
+def measure_scvi_tools(train, held_out, likelihood, epochs):
+    """Train and time the getters of scvi-tools."""
+    import scvi
+
+    scvi.settings.verbosity = 40
+    scvi.model.SCVI.setup_anndata(train)
+    options = {"train_size": 1.0, "accelerator": "cpu", "enable_progress_bar": False}
+    model = scvi.model.SCVI(train, gene_likelihood=likelihood)
+    model.train(max_epochs=1, limit_train_batches=20, **options)
+    model = scvi.model.SCVI(train, gene_likelihood=likelihood)
+    seconds = {"train": timed(lambda: model.train(max_epochs=epochs, **options))}
+    seconds["latent"] = timed(model.get_latent_representation)
+    seconds["expression"] = timed(lambda: model.get_normalized_expression(return_numpy=True))
+    return seconds, float(np.mean([float(model.get_elbo(held_out)) for _ in range(10)]))
+
+
+def timed(action) -> float:
+    """Return the seconds that an action takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def bare_products(n_genes: int, n_hidden: int = 128, batch_size: int = 128) -> float:
+    """Return the seconds that the five large matrix products of one update take, without anything else."""
+    import torch
+
+    x, first = torch.rand(batch_size, n_genes), torch.rand(n_genes, n_hidden)
+    hidden, last = torch.rand(batch_size, n_hidden), torch.rand(n_hidden, n_genes)
+    seconds = []
+    for _ in range(200):
+        start = time.perf_counter()
+        encoded, decoded = x @ first, hidden @ last
+        decoded @ last.T, hidden.T @ decoded, x.T @ encoded
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
+
+
+def worker(arguments: argparse.Namespace) -> None:
+    """Measure one package once and print a line of JSON."""
+    warnings.simplefilter("ignore")
+    train, held_out = synthetic(arguments.cells, arguments.genes)
+    measure = {"scvae-ext": measure_scvae_ext, "scvi-tools": measure_scvi_tools}[arguments.worker]
+    seconds, elbo = measure(train, held_out, arguments.likelihood, arguments.epochs)
+    passes = {"train": arguments.epochs, "latent": 1, "expression": 1}
+    row = {name: passes[name] * train.n_obs / seconds[name] for name in RATES}
+    row["density"] = train.X.nnz / (train.n_obs * train.n_vars)
+    row["products"] = 128 / bare_products(train.n_vars)
+    row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print("RESULT" + json.dumps({"tool": arguments.worker, "elbo": elbo, **row}))
+
+
+def run(arguments: argparse.Namespace, tool: str, likelihood: str) -> dict[str, object]:
+    """Measure one package in a process of its own."""
+    command = [sys.executable, __file__, "--worker", tool, "--likelihood", likelihood]
+    for name in ("cells", "genes", "epochs"):
+        command += [f"--{name}", str(getattr(arguments, name))]
+    threads = str(arguments.threads)
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in finished.stdout.splitlines() if line.startswith("RESULT")]
+    if not lines:
+        raise SystemExit(f"{tool} failed:\n{finished.stderr[-2000:]}")
+    return {"likelihood": likelihood, **json.loads(lines[-1].removeprefix("RESULT"))}
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Medians of both packages and the ratio pair by pair, as Markdown."""
+    lines = [
+        "| likelihood | figure | scvae_ext | scvi-tools | ratio (min to max) |",
+        "|---|---|---|---|---|",
+    ]
+    labels = {
+        "train": "training, cells/s",
+        "latent": "`get_latent_representation`, cells/s",
+        "expression": "`get_normalized_expression`, cells/s",
+        "peak_mb": "peak memory, MB",
+        "elbo": "held-out ELBO after it, nats per cell",
+    }
+    for likelihood, of_likelihood in rows.groupby("likelihood", sort=False):
+        ours, peer = (of_likelihood[of_likelihood["tool"] == tool].reset_index() for tool in TOOLS)
+        for name, label in labels.items():
+            ratio = ours[name] / peer[name]
+            spread = "" if name == "elbo" else f"{ratio.median():.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
+            digits = 1 if name == "elbo" else 0
+            lines.append(
+                f"| {likelihood} | {label} | {ours[name].median():,.{digits}f} | {peer[name].median():,.{digits}f} "
+                f"| {spread} |"
+            )
+        share = ours["train"] / ours["products"]
+        lines.append(
+            f"| {likelihood} | training, share of the five bare matrix products | {share.median():.2f} "
+            f"| {(peer['train'] / peer['products']).median():.2f} | |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure pairs and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=20000)
+    parser.add_argument("--genes", type=int, default=2000)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--likelihoods", nargs="+", default=["nb", "zinb"])
+    parser.add_argument("--likelihood", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=TOOLS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        worker(arguments)
+        return
+    rows = []
+    for pair in range(arguments.pairs):
+        for likelihood in arguments.likelihoods:
+            for tool in TOOLS if pair % 2 else reversed(TOOLS):
+                rows.append(run(arguments, tool, likelihood))
+                print(json.dumps(rows[-1]), flush=True)
+    from importlib.metadata import version
+
+    print(
+        f"\n{arguments.cells:,} cells x {arguments.genes:,} genes, {rows[0]['density']:.0%} not zero, "
+        f"{arguments.epochs} epochs, medians of {arguments.pairs} pairs, {arguments.threads} threads, "
+        f"{platform.machine()}, Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in (*TOOLS, "torch"))
+    )
+    print(table(pd.DataFrame(rows)))
+
+
+if __name__ == "__main__":
+    main()
