@@ -97,8 +97,7 @@ def _clusters(adata: ad.AnnData, options: argparse.Namespace, colors: Sequence[s
     add_clusters(adata, "X_scvae", options.seed, options.labels_key)
     if options.labels_key:
         ari, nmi = agreement(adata, options.labels_key, "X_scvae_leiden")
-        print(
-            f"Leiden clusters (at the best of 20 resolutions) against {options.labels_key}: ARI {ari:.2f}, NMI {nmi:.2f}"
-        )
+        where = f"Leiden clusters (at the best of 20 resolutions) against {options.labels_key}"
+        print(f"{where}: ARI {ari:.2f}, NMI {nmi:.2f}")
     if options.figure:
         draw(adata, colors, {"X_scvae_umap": "scVAE latent space"}, options.figure)
