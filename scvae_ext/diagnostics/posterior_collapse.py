@@ -11,7 +11,8 @@ from scipy.special import logsumexp
 
 from scvae_ext.models import SCVAE
 from scvae_ext.models.base import BaseModel
-from scvae_ext.models.query import CellSelection, positive_number, whole_number
+from scvae_ext.models.options import positive_number, whole_number
+from scvae_ext.models.query import CellSelection
 
 __all__ = ["PosteriorCollapse", "posterior_collapse"]
 

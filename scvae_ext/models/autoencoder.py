@@ -12,8 +12,9 @@ from typing_extensions import override
 
 from scvae_ext.data import CellSource, Registry
 from scvae_ext.models import inference
-from scvae_ext.models.base import BaseModel, reject_unknown
-from scvae_ext.models.query import CellSelection, GeneSelection, positive_number, select_genes, select_options
+from scvae_ext.models.base import BaseModel
+from scvae_ext.models.options import positive_number, reject_unknown
+from scvae_ext.models.query import CellSelection, GeneSelection, select_genes, select_options
 from scvae_ext.modules import DeterministicAutoencoder
 
 __all__ = ["Autoencoder"]

@@ -4,7 +4,6 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -18,7 +17,8 @@ from scvae_ext.data import CellSource, Registry, align, read_registry, setup_ann
 from scvae_ext.likelihoods import gene_statistics
 from scvae_ext.models.defaults import default_max_steps, default_weight_decay
 from scvae_ext.models.inference import BATCH_SIZE, Cells
-from scvae_ext.models.query import CellSelection, select_cells, true_or_false, whole_number
+from scvae_ext.models.options import plan_options, true_or_false, whole_number
+from scvae_ext.models.query import CellSelection, select_cells
 from scvae_ext.models.results import fingerprint, names_hash, weights_hash, write_result
 from scvae_ext.models.saving import read_model, write_model
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from scvae_ext.modules import VAE, DeterministicAutoencoder
 
 __all__ = ["BaseModel"]
-
-# What users of scvi-tools pass in plan_kwargs, and our names for it.
-PLAN_KWARGS = {"lr": "learning_rate", "weight_decay": "weight_decay", "max_kl_weight": "max_kl_weight"}
 
 
 class BaseModel(ABC):
@@ -242,7 +239,7 @@ class BaseModel(ABC):
         options = {
             "learning_rate": learning_rate,
             "weight_decay": default_weight_decay(len(train)) if weight_decay is None else weight_decay,
-            **_translate(plan_kwargs or {}),
+            **plan_options(plan_kwargs or {}),
         }
         plan = TrainingPlan(
             max_steps=max_steps,
@@ -477,41 +474,3 @@ class BaseModel(ABC):
             "training_seed": self._training_seed,
             "arguments": dict(arguments),
         }
-
-
-def reject_unknown(model: type[BaseModel], unknown: Mapping[str, Any]) -> None:
-    """Raise where a model was given an option that it does not have.
-
-    Parameters
-    ----------
-    model
-        The class.
-    unknown
-        Options that its signature does not name.
-
-    Raises
-    ------
-    TypeError
-        Naming the first, the nearest that exist, and all that exist.
-    """
-    if not unknown:
-        return
-    valid = [
-        name
-        for name, parameter in inspect.signature(model).parameters.items()
-        if name not in ("self", "adata") and parameter.kind is not parameter.VAR_KEYWORD
-    ]
-    name = next(iter(unknown))
-    near = get_close_matches(name, valid, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise TypeError(f"{model.__name__} got an unknown option {name!r}.{hint} Options are {', '.join(valid)}.")
-
-
-def _translate(plan_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = [name for name in plan_kwargs if name not in PLAN_KWARGS]
-    if unknown:
-        raise TypeError(
-            f"plan_kwargs holds {unknown[0]!r}, which has no counterpart here. Known are {', '.join(PLAN_KWARGS)}; "
-            "the warm-up of the KL divergence is train(kl_warmup=...), a fraction of the training."
-        )
-    return {PLAN_KWARGS[name]: value for name, value in plan_kwargs.items()}

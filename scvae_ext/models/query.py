@@ -1,9 +1,7 @@
 """Which cells and genes a getter was asked for."""
 
-import math
 from collections.abc import Sequence
 from difflib import get_close_matches
-from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -12,12 +10,9 @@ from jaxtyping import Int
 __all__ = [
     "CellSelection",
     "GeneSelection",
-    "positive_number",
     "select_cells",
     "select_genes",
     "select_options",
-    "true_or_false",
-    "whole_number",
 ]
 
 CELLS_MAY_BE = "positions, a boolean mask with one entry a cell, or names of adata.obs_names"
@@ -155,60 +150,3 @@ def _positions_of_names(
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(f"{argument} holds {missing[0]!r}{others}, not among {where}: pass {what}.{hint}")
     return positions
-
-
-def whole_number(name: str, value: object, least: int = 1) -> int:
-    """Return a whole number as a Python integer.
-
-    Parameters
-    ----------
-    name, value
-        Of the argument.
-    least
-        Smallest value allowed.
-
-    Raises
-    ------
-    ValueError
-        If it is not a whole number, or too small.
-    """
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
-    return int(value)
-
-
-def positive_number(name: str, value: object) -> float:
-    """Return a positive, finite number as a Python one.
-
-    Parameters
-    ----------
-    name, value
-        Of the argument.
-
-    Raises
-    ------
-    ValueError
-        If it is anything else.
-    """
-    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name}={value!r} must be a positive number.")
-    return number
-
-
-def true_or_false(name: str, value: object) -> bool:
-    """Return a truth value as a Python one.
-
-    Parameters
-    ----------
-    name, value
-        Of the argument.
-
-    Raises
-    ------
-    ValueError
-        If it is neither true nor false.
-    """
-    if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name}={value!r} must be True or False.")
-    return bool(value)

@@ -13,15 +13,13 @@ from typing_extensions import override
 from scvae_ext.data import CellSource, Registry
 from scvae_ext.likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
 from scvae_ext.models import inference
-from scvae_ext.models.base import BaseModel, reject_unknown
+from scvae_ext.models.base import BaseModel
+from scvae_ext.models.options import positive_number, reject_unknown, true_or_false, whole_number
 from scvae_ext.models.query import (
     CellSelection,
     GeneSelection,
-    positive_number,
     select_genes,
     select_options,
-    true_or_false,
-    whole_number,
 )
 from scvae_ext.modules import VAE, LatentDistribution
 from scvae_ext.nn import BatchRepresentation, DispersionKind, Normalisation
