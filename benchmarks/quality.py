@@ -107,22 +107,25 @@ def finished() -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Mean over seeds of each figure, the tools side by side, as Markdown."""
+    """Means over the seeds that both tools finished, ours beside the peer's, and the paired difference, as Markdown."""
     figures = ["elbo", "evidence", "ari", "nmi", "asw"]
-    means = rows.groupby(["dataset", "likelihood", "tool"])[figures].mean()
-    spreads = rows.groupby(["dataset", "likelihood", "tool"])[figures].std()
-    seeds = rows.groupby(["dataset", "likelihood", "tool"])["seed"].nunique()
+    wide = rows.pivot_table(index=["dataset", "likelihood", "seed"], columns="tool", values=figures).dropna()
     lines = [
-        "| dataset | likelihood | tool | seeds | ELBO | evidence | ARI | NMI | ASW |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| dataset | likelihood | seeds | ELBO | scvi-tools | difference | evidence | scvi-tools | difference "
+        "| ARI | scvi-tools | NMI | scvi-tools | ASW | scvi-tools |",
+        "|---|---|---|" + "---:|" * 12,
     ]
-    for key, mean in means.iterrows():
-        cells = [
-            f"{mean[f]:.{1 if f in ('elbo', 'evidence') else 2}f}"
-            + (f" ± {spreads.loc[key, f]:.1f}" if f in ("elbo", "evidence") and seeds[key] > 1 else "")
-            for f in figures
-        ]
-        lines.append(f"| {' | '.join(key)} | {seeds[key]} | {' | '.join(cells)} |")
+    for (dataset, likelihood), of_seeds in wide.groupby(level=["dataset", "likelihood"]):
+        cells = []
+        for figure in figures:
+            ours, peer = (of_seeds[figure][tool] for tool in ("scvae-ext", "scvi-tools"))
+            digits = 1 if figure in ("elbo", "evidence") else 2
+            cells += [f"{ours.mean():.{digits}f}", f"{peer.mean():.{digits}f}"]
+            if figure in ("elbo", "evidence"):
+                difference = ours - peer
+                spread = f" ± {difference.std():.1f}" if len(of_seeds) > 1 else ""
+                cells.append(f"{difference.mean():+.1f}{spread}")
+        lines.append(f"| {dataset} | {likelihood} | {len(of_seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

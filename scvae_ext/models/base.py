@@ -121,7 +121,11 @@ class BaseModel(ABC):
 
     @property
     def adata(self) -> AnnData:
-        """AnnData that getters read from, and write to, where they are given no other."""
+        """AnnData that getters read from, and write to, where they are given no other.
+
+        It is matched anew where it was filtered, sorted or relabelled in place. With other cells than before, the split
+        into training and held-out cells is forgotten.
+        """
         if self._adata is None:
             raise ValueError("The model was loaded without an AnnData: pass adata=..., or set model.adata = adata.")
         return self._adata
@@ -184,8 +188,8 @@ class BaseModel(ABC):
         Parameters
         ----------
         max_epochs, max_steps
-            Training length, in passes over the training cells or in optimiser steps. By default it follows the number
-            of cells; see the page on training.
+            Training length, in passes over the training cells or in optimiser steps. By default it grows with the
+            square root of the number of counts that are not zero; see the page on the model.
         accelerator, devices
             As for :class:`lightning.Trainer`.
         train_size, validation_size, shuffle_set_split
