@@ -1,6 +1,7 @@
 """Settings shared by every test."""
 
 import os
+import signal
 
 # Parallel workers share the cores; this has to stand before torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -13,6 +14,14 @@ import matplotlib.pyplot as plt
 import pytest
 
 mpl.use("agg")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _listen_to_interrupts():
+    # A shell hands its background processes an ignored SIGINT; a notebook or a terminal never does.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
