@@ -235,12 +235,15 @@ def normalized_expression(
         first = 0
         for n_at_once in cells.samples_at_once(minibatch.n_cells, n_samples):
             sample = _at(posterior.qz, noise[first : first + n_at_once])
-            total = torch.stack([_expression(module, sample, minibatch, target, columns) for target in targets]).mean(0)
-            total = total * scale
+            # Passes over (samples, cells, genes) are what this costs: one is added up in place, none is copied.
+            total = _expression(module, sample, minibatch, targets[0], columns)
+            for target in targets[1:]:
+                total += _expression(module, sample, minibatch, target, columns)
             if average:
-                expression[rows] += (total.sum(0) / n_samples).cpu().numpy()
+                total = (total.sum(0) if n_at_once > 1 else total[0]).mul_(scale / (len(targets) * n_samples))
+                expression[rows] += total.cpu().numpy()
             else:
-                expression[first : first + n_at_once, rows] = total.cpu().numpy()
+                expression[first : first + n_at_once, rows] = total.mul_(scale / len(targets)).cpu().numpy()
             first += n_at_once
     return expression
 
