@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
+from jaxtyping import config
 
 mpl.use("agg")
 
@@ -28,3 +29,11 @@ def _listen_to_interrupts():
 def _close_figures():
     yield
     plt.close("all")
+
+
+@pytest.fixture
+def unchecked():
+    """Switch the type checks off, as they are for users, to reach the package's own errors."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

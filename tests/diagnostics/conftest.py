@@ -3,20 +3,11 @@ import pytest
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from jaxtyping import config
 from linear_gaussian import LinearGaussianLikelihood
 from torch import nn
 from torch.distributions import Normal
 
 from scvae_ext import SCVAE
-
-
-@pytest.fixture
-def unchecked():
-    """Switch the type checks off, as they are for users, to reach the package's own errors."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 class Identity(nn.Module):

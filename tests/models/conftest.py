@@ -3,7 +3,6 @@ import warnings
 import anndata
 import pytest
 import torch
-from jaxtyping import config
 
 from scvae_ext import SCVAE, Autoencoder
 from scvae_ext.datasets import synthetic_counts
@@ -16,14 +15,6 @@ def _seeded():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-
-
-@pytest.fixture
-def unchecked():
-    """Switch the type checks off, as they are for users, to reach the package's own errors."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from jaxtyping import config
 
 from scvae_ext.data import align, read_registry, setup_anndata, synthetic_counts
 from scvae_ext.modules import VAE
@@ -14,14 +13,6 @@ def _seeded():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-
-
-@pytest.fixture
-def unchecked():
-    """Switch the type checks off, as they are for users, to reach the package's own errors."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")
