@@ -101,6 +101,8 @@ def finished() -> pd.DataFrame:
 def table(rows: pd.DataFrame) -> str:
     """Means over the seeds that both tools finished, ours beside the peer's, and the paired difference, as Markdown."""
     figures = ["elbo", "evidence", "ari", "nmi", "asw"]
+    if set(rows["tool"]) != set(TOOLS):
+        return "one of the two packages has no finished run yet"
     wide = rows.pivot_table(index=["dataset", "likelihood", "seed"], columns="tool", values=figures).dropna()
     lines = [
         "| dataset | likelihood | seeds | ELBO | scvi-tools | difference | evidence | scvi-tools | difference "

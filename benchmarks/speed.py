@@ -6,17 +6,13 @@ Each measurement is a process of its own, the two packages in turn, so that a dr
 
     pip install -c constraints.txt . && pip install -r benchmarks/requirements-peers.txt
     python benchmarks/speed.py                                        # about half an hour on two cores
-    python benchmarks/speed.py --cells 2000 --genes 300 --pairs 1     # a minute, to see whether it runs
+    python benchmarks/speed.py --smoke                                # seconds, to see whether it runs
 """
 
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -24,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from workers import TOOLS, installed_tools, machine, measure, report
 
-TOOLS = ("scvae-ext", "scvi-tools")
 RATES = ("train", "latent", "expression")
 N_HELD_OUT = 500
 
@@ -103,27 +99,20 @@ def worker(arguments: argparse.Namespace) -> None:
     adata = ad.read_h5ad(arguments.counts)
     train, held_out = adata[:-N_HELD_OUT].copy(), adata[-N_HELD_OUT:].copy()
     del adata
-    measure = {"scvae-ext": measure_scvae_ext, "scvi-tools": measure_scvi_tools}[arguments.worker]
-    seconds, elbo = measure(train, held_out, arguments.likelihood, arguments.epochs)
+    timings = {"scvae-ext": measure_scvae_ext, "scvi-tools": measure_scvi_tools}[arguments.worker]
+    seconds, elbo = timings(train, held_out, arguments.likelihood, arguments.epochs)
     passes = {"train": arguments.epochs, "latent": 1, "expression": 1}
     row = {name: passes[name] * train.n_obs / seconds[name] for name in RATES}
     row["density"] = train.X.nnz / (train.n_obs * train.n_vars)
     row["products"] = 128 / bare_products(train.n_vars)
     row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print("RESULT" + json.dumps({"tool": arguments.worker, "elbo": elbo, **row}))
+    report({"tool": arguments.worker, "elbo": elbo, **row})
 
 
 def run(arguments: argparse.Namespace, counts: Path, tool: str, likelihood: str) -> dict[str, object]:
     """Measure one package in a process of its own."""
-    command = [sys.executable, __file__, "--worker", tool, "--likelihood", likelihood, "--counts", str(counts)]
-    command += ["--epochs", str(arguments.epochs)]
-    threads = str(arguments.threads)
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    lines = [line for line in finished.stdout.splitlines() if line.startswith("RESULT")]
-    if not lines:
-        raise SystemExit(f"{tool} failed:\n{finished.stderr[-2000:]}")
-    return {"likelihood": likelihood, **json.loads(lines[-1].removeprefix("RESULT"))}
+    options = ["--worker", tool, "--likelihood", likelihood, "--counts", str(counts), "--epochs", str(arguments.epochs)]
+    return {"likelihood": likelihood, **measure(__file__, options, arguments.threads)}
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -166,6 +155,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--likelihoods", nargs="+", default=["nb", "zinb"])
+    parser.add_argument("--smoke", action="store_true", help="tiny, and without the peer where it is not installed")
     parser.add_argument("--likelihood", help=argparse.SUPPRESS)
     parser.add_argument("--counts", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=TOOLS, help=argparse.SUPPRESS)
@@ -173,6 +163,10 @@ def main() -> None:
     if arguments.worker:
         worker(arguments)
         return
+    tools = list(TOOLS)
+    if arguments.smoke:
+        arguments.cells, arguments.genes, arguments.epochs, arguments.pairs = 300, 100, 1, 1
+        tools = installed_tools()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "counts.h5ad"
@@ -184,18 +178,15 @@ def main() -> None:
         making.join()
         for pair in range(arguments.pairs):
             for likelihood in arguments.likelihoods:
-                for tool in TOOLS if pair % 2 else reversed(TOOLS):
+                for tool in tools if pair % 2 else reversed(tools):
                     rows.append(run(arguments, counts, tool, likelihood))
                     print(json.dumps(rows[-1]), flush=True)
-    from importlib.metadata import version
-
     print(
         f"\n{arguments.cells:,} cells x {arguments.genes:,} genes, {rows[0]['density']:.0%} not zero, "
-        f"{arguments.epochs} epochs, medians of {arguments.pairs} pairs, {arguments.threads} threads, "
-        f"{platform.machine()}, Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in (*TOOLS, "torch"))
+        f"{arguments.epochs} epochs, medians of {arguments.pairs} pairs, {machine(arguments.threads)}"
     )
-    print(table(pd.DataFrame(rows)))
+    if len(tools) == len(TOOLS):
+        print(table(pd.DataFrame(rows)))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """What one step of training sees: the counts of some cells and what is known about them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Self
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from scvae_ext.types import CellIndices, CellValues
 
-__all__ = ["Minibatch", "SparseCounts"]
+__all__ = ["Minibatch", "SparseCounts", "cut"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,35 @@ class SparseCounts:
     def flat_index(self) -> Int[Tensor, "nonzero"]:
         """Position of each value in the flattened dense matrix."""
         return self.cell_index * self.n_genes + self.gene_index
+
+    @cached_property
+    def cell_offsets(self) -> Int[Tensor, "cells"]:
+        """Position of each cell's first value."""
+        cells = torch.arange(self.n_cells, dtype=self.cell_index.dtype, device=self.cell_index.device)
+        return torch.searchsorted(self.cell_index, cells)
+
+    @cached_property
+    def by_gene(self) -> tuple[Int[Tensor, "nonzero"], Int[Tensor, "nonzero"], Int[Tensor, "genes"]]:
+        """The same matrix gene by gene: the order of the values, their cells, and each gene's first position."""
+        # scipy sorts by counting, in half the time of a general sort, and in less with short integers.
+        n_values = len(self.values)
+        order = np.arange(n_values, dtype=np.int32)
+        genes = self.gene_index.cpu().numpy().astype(np.int32)
+        offsets = np.append(self.cell_offsets.cpu().numpy(), n_values).astype(np.int32)
+        columns = sp.csr_array((order, genes, offsets), shape=(self.n_cells, self.n_genes)).tocsc()
+        parts = (columns.data, columns.indices, columns.indptr[:-1])
+        by_gene = [torch.from_numpy(part).to(self.values.device) for part in parts]
+        return by_gene[0], by_gene[1], by_gene[2]
+
+    def with_values(self, values: Float[Tensor, "nonzero"]) -> Self:
+        """Return a matrix with other values at the same places.
+
+        Parameters
+        ----------
+        values
+            One value for each entry, for example ``counts.values.log1p()``.
+        """
+        return replace(self, values=values)
 
     def dense(self) -> Float[Tensor, "cells genes"]:
         """Return the same counts as a dense matrix."""
@@ -140,3 +172,35 @@ class Minibatch:
             if (value := getattr(self, field.name)) is not None
         }
         return replace(self, **moved)
+
+
+def cut(block: Minibatch, batch_sizes: Sequence[int], entries: Sequence[int]) -> list[Minibatch]:
+    """Cut cells that were read at once into consecutive minibatches that share their memory.
+
+    Parameters
+    ----------
+    block
+        The cells. Unlike elsewhere, ``counts.cell_index`` starts from zero in each of the minibatches to be.
+    batch_sizes, entries
+        Number of cells, and of counts that are not zero, in each minibatch.
+    """
+    counts = block.counts
+    minibatches = []
+    cell = entry = 0
+    for size, n_entries in zip(batch_sizes, entries, strict=True):
+        cells, values = slice(cell, cell + size), slice(entry, entry + n_entries)
+        cell, entry = cells.stop, values.stop
+        minibatches.append(
+            Minibatch(
+                SparseCounts(
+                    counts.values[values], counts.cell_index[values], counts.gene_index[values], size, counts.n_genes
+                ),
+                block.library_size[cells],
+                block.batch[cells],
+                block.label[cells],
+                block.categorical_covariates[cells],
+                block.continuous_covariates[cells],
+                None if block.size_factor is None else block.size_factor[cells],
+            )
+        )
+    return minibatches

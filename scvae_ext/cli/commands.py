@@ -38,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from scvae_ext.cli.demo import demo
 
             demo(options.out, seed=options.seed)
+        elif options.command == "report":
+            from scvae_ext.cli.report import report
+
+            report(options)
         else:
             from scvae_ext.cli.fit import fit
 
@@ -85,8 +89,23 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also write denoised expression, which is dense: cells x genes x 4 bytes",
     )
+    results.add_argument("--save-model", type=Path, metavar="DIR", help="also save the trained model to a folder")
     results.add_argument("--figure", type=Path, metavar="PNG", help="also draw a UMAP of the latent space")
     results.add_argument(
         "--color", nargs="+", metavar="KEY", help="columns of obs or genes for the figure (labels and batch by default)"
     )
+
+    report = commands.add_parser("report", help="ask a trained model whether it can be believed; one HTML page")
+    report.add_argument(
+        "model", type=Path, nargs="?", metavar="MODEL", help="folder of a saved model (trains on the demo data without)"
+    )
+    report.add_argument("data", type=Path, nargs="?", metavar="FILE.h5ad", help="the counts that it was trained on")
+    report.add_argument(
+        "--out", type=Path, default=Path("scvae-ext-report.html"), metavar="HTML", help="file to write (%(default)s)"
+    )
+    report.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    report.add_argument(
+        "--compare-likelihoods", action="store_true", help="also train a model for each likelihood and compare them"
+    )
+    report.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
     return parser

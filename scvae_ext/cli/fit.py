@@ -54,7 +54,10 @@ def fit(options: argparse.Namespace) -> None:
         _clusters(adata, options, colors)
     with replacing(options.out) as temporary:
         adata.write_h5ad(temporary)
-    print(f"wrote {' and '.join(str(path) for path in (options.out, options.figure) if path)}")
+    if options.save_model:
+        model.save(options.save_model, overwrite=options.overwrite)
+    written = [str(path) for path in (options.out, options.figure, options.save_model) if path]
+    print(f"wrote {' and '.join(written)}")
 
 
 def _check_outputs(options: argparse.Namespace) -> list[str]:
@@ -62,6 +65,8 @@ def _check_outputs(options: argparse.Namespace) -> list[str]:
     if options.out.suffix != ".h5ad":
         raise UserError(f"--out {options.out} does not end in .h5ad.")
     check_writable(options.out, overwrite=options.overwrite)
+    if options.save_model and options.save_model.exists() and not options.overwrite:
+        raise UserError(f"{options.save_model} exists; add --overwrite to replace it.")
     if options.figure is None:
         if options.color:
             raise UserError("--color is for the figure; add --figure FILE.png.")

@@ -2,7 +2,7 @@
 
 from scvae_ext.data.alignment import align
 from scvae_ext.data.datasets import pbmc68k_reduced
-from scvae_ext.data.loading import CellSource
+from scvae_ext.data.loading import BlockReader, CellSource
 from scvae_ext.data.provenance import make_actual, read_registry, read_uns, record_result, write_registry
 from scvae_ext.data.registry import CategoricalCovariate, ContinuousCovariate, Registry
 from scvae_ext.data.setup import setup_anndata
@@ -11,6 +11,7 @@ from scvae_ext.data.training import TrainingBlocks, split_indices
 from scvae_ext.data.validation import CountFacts, Entry
 
 __all__ = [
+    "BlockReader",
     "CategoricalCovariate",
     "CellSource",
     "ContinuousCovariate",

@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata, shorten
 from scvae_ext.data.loading import CellSource
-from scvae_ext.data.matrix import open_counts
+from scvae_ext.data.opening import open_counts
 from scvae_ext.data.registry import Registry
 from scvae_ext.data.setup import require_filled_cells
 from scvae_ext.data.validation import scan_counts

@@ -3,13 +3,14 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from jaxtyping import Float, Int
 
-__all__ = ["CategoricalObs", "Layer", "NumericalObs", "require_anndata", "shorten"]
+__all__ = ["CategoricalObs", "Layer", "NumericalObs", "in_pandas", "require_anndata", "shorten"]
 
 _MANY_CATEGORIES = 20
 
@@ -81,6 +82,20 @@ def _unknown(what: str, key: str, known: Iterable[object]) -> ValueError:
     return ValueError(f"{what} not found. {hint}")
 
 
+def in_pandas(obs: Any, columns: list[str] | None = None) -> pd.DataFrame:
+    """Return the annotation of cells as a data frame, also where it is that of a lazy AnnData.
+
+    Parameters
+    ----------
+    obs
+        ``adata.obs``.
+    columns
+        Which columns; all where ``None``.
+    """
+    chosen = obs if columns is None else obs[columns]
+    return chosen if isinstance(chosen, pd.DataFrame) else chosen.to_memory()
+
+
 def _obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
     if key not in adata.obs.columns:
         raise _unknown(f"{argument}: the column {key!r} of adata.obs was", key, adata.obs.columns)
@@ -89,7 +104,7 @@ def _obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
         raise ValueError(
             f"{argument}: adata.obs has {n_columns} columns called {key!r}. Rename or drop all but one of them."
         )
-    column: pd.Series = adata.obs[key]
+    column: pd.Series = in_pandas(adata.obs, [key])[key]
     return column
 
 
@@ -206,7 +221,8 @@ class CategoricalObs:
             As :meth:`read`, and if there are too many values for categories.
         """
         codes, names = self.read(adata)
-        is_decimal = pd.api.types.is_float_dtype(adata.obs[self.key].dtype) and any("." in name for name in names)
+        dtype = _obs_column(adata, self.key, self.argument).dtype
+        is_decimal = pd.api.types.is_float_dtype(dtype) and any("." in name for name in names)
         if len(names) > _MANY_CATEGORIES and (is_decimal or len(names) > adata.n_obs / 2):
             raise ValueError(
                 f"{self.argument}: adata.obs[{self.key!r}] has {len(names)} different values in {adata.n_obs} cells "

@@ -1,6 +1,7 @@
 """From rows of a matrix to minibatches."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -9,15 +10,34 @@ import torch
 from jaxtyping import Int, Integer
 
 from scvae_ext.data.fields import Layer
-from scvae_ext.data.matrix import CountMatrix
+from scvae_ext.data.matrix import InMemoryCounts
+from scvae_ext.data.opening import CountMatrix
 from scvae_ext.data.registry import Registry
+from scvae_ext.data.stored import OnDiskCounts
 from scvae_ext.data.validation import CountFacts, require_counts, sum_rows
-from scvae_ext.minibatch import Minibatch, SparseCounts
+from scvae_ext.minibatch import Minibatch, SparseCounts, cut
 from scvae_ext.types import CellIndices, CellValues
 
-__all__ = ["CellSource"]
+__all__ = ["BlockReader", "CellSource"]
 
 _MINIBATCHES_PER_BLOCK = 16
+_COVARIATES = ("batch", "label", "categorical_covariates", "continuous_covariates", "size_factor")
+
+
+@runtime_checkable
+class BlockReader(Protocol):
+    """What minibatches are read from: a :class:`CellSource`, or its cells on another device."""
+
+    def block(self, indices: Integer[np.ndarray, "chosen"], batch_sizes: Sequence[int]) -> list[Minibatch]:
+        """Read cells at once, and cut them into minibatches.
+
+        Parameters
+        ----------
+        indices
+            Positions of the cells.
+        batch_sizes
+            Numbers of cells in the minibatches; they sum to the number of positions.
+        """
 
 
 class CellSource:
@@ -78,6 +98,16 @@ class CellSource:
         """Number of registered genes."""
         return self._matrix.shape[1]
 
+    @property
+    def rows_per_block(self) -> int | None:
+        """Number of consecutive cells that are best read together; ``None`` for counts in memory."""
+        return None if self.stored is None else self.stored.reader.rows_per_block
+
+    @property
+    def stored(self) -> OnDiskCounts | None:
+        """The matrix, where it is not in memory."""
+        return self._matrix if isinstance(self._matrix, OnDiskCounts) else None
+
     def require_counts(self, gene_likelihood: str) -> None:
         """Raise if the matrix does not hold counts.
 
@@ -124,6 +154,58 @@ class CellSource:
             )
         return rows
 
+    def keep(self, indices: Integer[np.ndarray, "chosen"]) -> None:
+        """Hold some cells of a matrix on disk in memory from now on, in place of those held before.
+
+        Parameters
+        ----------
+        indices
+            Positions of the cells; none to hold nothing.
+        """
+        if self.stored is not None:
+            self.stored.keep(self._positions(indices))
+
+    def window(self, indices: Integer[np.ndarray, "chosen"]) -> "CellSource":
+        """Read some cells into memory, as a source of their own.
+
+        Parameters
+        ----------
+        indices
+            Positions of the cells, which become the cells 0, 1, ... of the result.
+        """
+        return self.with_rows(indices, self.read(indices))
+
+    def with_rows(self, indices: Integer[np.ndarray, "chosen"], rows: sp.csr_matrix) -> "CellSource":
+        """Return a source of some cells whose counts were read before.
+
+        Parameters
+        ----------
+        indices
+            Positions of the cells.
+        rows
+            Their counts, as :meth:`read` returns them.
+        """
+        indices = self._positions(indices)
+        totals = self.facts.total_per_cell[indices], np.ones(rows.shape[0]) @ rows
+        return CellSource(
+            self.registry,
+            self.obs_names[indices],
+            InMemoryCounts(rows),
+            CountFacts(*totals, self.facts.first_fraction, rows.nnz),
+            **self.covariates(indices),
+        )
+
+    def covariates(self, indices: Integer[np.ndarray, "chosen"]) -> dict[str, Any]:
+        """Return a copy of what is known about some cells besides their counts, by the names of the attributes.
+
+        Parameters
+        ----------
+        indices
+            Positions of the cells.
+        """
+        chosen = torch.from_numpy(self._positions(indices))
+        return {name: None if (values := getattr(self, name)) is None else values[chosen] for name in _COVARIATES}
+
     def minibatch(self, indices: Integer[np.ndarray, "chosen"]) -> Minibatch:
         """Read some cells as one minibatch.
 
@@ -169,33 +251,25 @@ class CellSource:
             raise ValueError(f"batch_sizes sum to {sum(batch_sizes)}, but there are {len(indices)} cells.")
         indices = self._positions(indices)
         rows = self.read(indices)
-        values = torch.from_numpy(rows.data)
-        gene_index = torch.from_numpy(rows.indices).to(torch.int64)
         place_in_minibatch = np.concatenate([np.arange(size) for size in batch_sizes])
-        cell_index = torch.from_numpy(np.repeat(place_in_minibatch, np.diff(rows.indptr)))
+        counts = SparseCounts(
+            torch.from_numpy(rows.data),
+            torch.from_numpy(np.repeat(place_in_minibatch, np.diff(rows.indptr))),
+            torch.from_numpy(rows.indices).to(torch.int64),
+            len(indices),
+            self.n_genes,
+        )
         chosen = torch.from_numpy(indices)
-        library_size = self.library_size[chosen]
-        batch, label = self.batch[chosen], self.label[chosen]
-        categorical, continuous = self.categorical_covariates[chosen], self.continuous_covariates[chosen]
-        size_factor = None if self.size_factor is None else self.size_factor[chosen]
-        minibatches = []
-        end = 0
-        for size in batch_sizes:
-            start, end = end, end + size
-            cells = slice(start, end)
-            entries = slice(int(rows.indptr[start]), int(rows.indptr[end]))
-            minibatches.append(
-                Minibatch(
-                    SparseCounts(values[entries], cell_index[entries], gene_index[entries], size, self.n_genes),
-                    library_size[cells],
-                    batch[cells],
-                    label[cells],
-                    categorical[cells],
-                    continuous[cells],
-                    None if size_factor is None else size_factor[cells],
-                )
-            )
-        return minibatches
+        block = Minibatch(
+            counts,
+            self.library_size[chosen],
+            self.batch[chosen],
+            self.label[chosen],
+            self.categorical_covariates[chosen],
+            self.continuous_covariates[chosen],
+            None if self.size_factor is None else self.size_factor[chosen],
+        )
+        return cut(block, batch_sizes, np.diff(rows.indptr[np.cumsum([0, *batch_sizes])]).tolist())
 
     def _positions(self, indices: Integer[np.ndarray, "chosen"]) -> Int[np.ndarray, "chosen"]:
         if indices.dtype.kind not in "iu":

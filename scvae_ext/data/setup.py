@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata, shorten
-from scvae_ext.data.matrix import open_counts
+from scvae_ext.data.opening import open_counts
 from scvae_ext.data.provenance import make_actual, write_registry
 from scvae_ext.data.registry import CategoricalCovariate, ContinuousCovariate, Registry
 from scvae_ext.data.validation import CountFacts, scan_counts
@@ -36,7 +36,8 @@ def setup_anndata(
     Parameters
     ----------
     adata
-        Cells by genes. The matrix may be dense, CSR or CSC, in memory or backed, of any real dtype.
+        Cells by genes. The matrix may be dense, CSR or CSC, of any real dtype, in memory, in an h5ad or zarr store, or
+        a Dask array; only a matrix stored by genes (CSC) has to fit into memory.
     layer
         Key in ``adata.layers`` of the raw counts; ``None`` for ``adata.X``.
     batch_key

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Int
 from torch.utils.data import IterableDataset, get_worker_info
 
-from scvae_ext.data.loading import CellSource
+from scvae_ext.data.loading import BlockReader, CellSource
+from scvae_ext.data.streaming import cells_per_window, shuffle_blocks
 from scvae_ext.minibatch import Minibatch
 
 __all__ = ["TrainingBlocks", "split_indices"]
@@ -72,7 +73,12 @@ class TrainingBlocks(IterableDataset[list[Minibatch]]):
 
     Each iteration is one epoch, which holds every cell once. The cells are spread evenly: minibatches differ in size
     by at most one cell, so that none is left with a single one. The order depends on ``seed`` and ``epoch`` alone; no
-    global random state is used. Pass it to ``DataLoader(blocks, batch_size=None)``, or iterate over it.
+    global random state is used.
+
+    Counts in memory are shuffled in full. Those on disk are shuffled in two steps, so that reading stays in order:
+    blocks of consecutive cells come in random order (:func:`~scvae_ext.data.streaming.shuffle_blocks`), and the cells
+    of many blocks, read together into a buffer, are shuffled before they are cut into minibatches. The page on data
+    larger than memory says how random that is. Pass it to ``DataLoader(blocks, batch_size=None)``, or iterate over it.
 
     Parameters
     ----------
@@ -102,7 +108,7 @@ class TrainingBlocks(IterableDataset[list[Minibatch]]):
 
     def __init__(
         self,
-        source: CellSource,
+        source: BlockReader,
         indices: Int[np.ndarray, "train"],
         *,
         batch_size: int = 128,
@@ -152,8 +158,28 @@ class TrainingBlocks(IterableDataset[list[Minibatch]]):
         return self._blocks(epoch)
 
     def _blocks(self, epoch: int) -> Iterator[list[Minibatch]]:
+        if isinstance(self.source, CellSource) and self.source.rows_per_block is not None:
+            yield from self._streamed_blocks(self.source, self.source.rows_per_block, epoch)
+            return
         order = np.random.default_rng([self.seed, epoch]).permutation(self.indices)
         minibatches = np.array_split(order, self.n_minibatches * self.world_size)[self.rank :: self.world_size]
         for start in range(0, self.n_minibatches, self.minibatches_per_block):
             block = minibatches[start : start + self.minibatches_per_block]
             yield self.source.block(np.concatenate(block), [len(minibatch) for minibatch in block])
+
+    def _streamed_blocks(self, source: CellSource, rows_per_block: int, epoch: int) -> Iterator[list[Minibatch]]:
+        order = shuffle_blocks(self.indices, rows_per_block, np.random.default_rng([self.seed, epoch]))
+        share = slice(self.rank * self.n_minibatches, (self.rank + 1) * self.n_minibatches)
+        minibatches = np.array_split(order, self.n_minibatches * self.world_size)[share]
+        generator = np.random.default_rng([self.seed, epoch, 1 + self.rank])
+        # Whole blocks of minibatches, so that only the last one of an epoch may be smaller.
+        per_block = len(minibatches[0]) * self.minibatches_per_block
+        per_window = max(1, cells_per_window(source, rows_per_block) // per_block) * self.minibatches_per_block
+        for first in range(0, self.n_minibatches, per_window):
+            sizes = [len(minibatch) for minibatch in minibatches[first : first + per_window]]
+            cells = np.sort(np.concatenate(minibatches[first : first + per_window]))
+            window = source.window(cells)
+            shuffled = np.split(generator.permutation(len(cells)), np.cumsum(sizes)[:-1])
+            for start in range(0, len(sizes), self.minibatches_per_block):
+                stop = start + self.minibatches_per_block
+                yield window.block(np.concatenate(shuffled[start:stop]), sizes[start:stop])

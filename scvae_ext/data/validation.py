@@ -41,11 +41,14 @@ class CountFacts:
         Sums over the rows and the columns, in counts.
     first_fraction
         The first entry that is not a whole number, row by row; ``None`` if there is none.
+    n_nonzero
+        Number of entries that are not zero.
     """
 
     total_per_cell: Float[np.ndarray, "cells"]
     total_per_gene: Float[np.ndarray, "genes"]
     first_fraction: Entry | None
+    n_nonzero: int
 
 
 def scan_counts(
@@ -75,6 +78,7 @@ def scan_counts(
     total_per_cell = np.zeros(len(cell_names))
     total_per_gene = np.zeros(len(gene_names))
     first_fraction = None
+    n_nonzero = 0
 
     def name(start: int, rows: sp.csr_matrix, place: int) -> Entry:
         row = start + int(np.searchsorted(rows.indptr, place, side="right")) - 1
@@ -91,9 +95,10 @@ def scan_counts(
                 is_fraction = np.rint(part) != part
                 if is_fraction.any():
                     first_fraction = name(start, rows, begin + _first(is_fraction))
+        n_nonzero += rows.nnz
         total_per_cell[start : start + rows.shape[0]] = sum_rows(rows)
         total_per_gene += np.ones(rows.shape[0], dtype=rows.dtype) @ rows
-    return CountFacts(total_per_cell, total_per_gene, first_fraction)
+    return CountFacts(total_per_cell, total_per_gene, first_fraction, n_nonzero)
 
 
 def sum_rows(rows: sp.csr_matrix) -> Float[np.ndarray, "cells"]:

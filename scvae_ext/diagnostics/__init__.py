@@ -1,6 +1,34 @@
 """Whether a trained model can be believed: each question has a function, a typed result and a plot in ``pl``."""
 
+from scvae_ext.diagnostics.compare_latent_dimensions import LatentDimensionComparison, compare_latent_dimensions
+from scvae_ext.diagnostics.compare_likelihoods import LikelihoodComparison, compare_likelihoods
+from scvae_ext.diagnostics.conditional_independence import ConditionalIndependence, conditional_independence
 from scvae_ext.diagnostics.evidence import Evidence, evidence
+from scvae_ext.diagnostics.gradient_estimators import GradientEstimate, GradientEstimators, gradient_estimators
 from scvae_ext.diagnostics.posterior_collapse import PosteriorCollapse, posterior_collapse
+from scvae_ext.diagnostics.posterior_predictive_check import PosteriorPredictiveCheck, posterior_predictive_check
+from scvae_ext.diagnostics.replicated import Replicated
+from scvae_ext.diagnostics.report import report
+from scvae_ext.diagnostics.zero_inflation import ZeroInflation, zero_inflation
 
-__all__ = ["Evidence", "PosteriorCollapse", "evidence", "posterior_collapse"]
+__all__ = [
+    "ConditionalIndependence",
+    "Evidence",
+    "GradientEstimate",
+    "GradientEstimators",
+    "LatentDimensionComparison",
+    "LikelihoodComparison",
+    "PosteriorCollapse",
+    "PosteriorPredictiveCheck",
+    "Replicated",
+    "ZeroInflation",
+    "compare_latent_dimensions",
+    "compare_likelihoods",
+    "conditional_independence",
+    "evidence",
+    "gradient_estimators",
+    "posterior_collapse",
+    "posterior_predictive_check",
+    "report",
+    "zero_inflation",
+]

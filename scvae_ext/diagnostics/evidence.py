@@ -13,7 +13,7 @@ import torch
 from anndata import AnnData
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Distribution, Normal
 
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.models import SCVAE
@@ -266,14 +266,15 @@ def _estimate(
     half = of_steps.standard_normal((n_steps, PAIRS_PER_STEP, 1, n_axes), dtype=np.float32)
     step_noise = torch.from_numpy(np.concatenate([half, -half], axis=1)).to(cells.device)
     with _evaluating(module):
+        pz = module.pz()
         for rows, minibatch in cells:
             numbers = of_samples.standard_normal((minibatch.n_cells, n_samples, n_axes), dtype=np.float32)
             noise = torch.from_numpy(numbers).transpose(0, 1).to(cells.device)
             posterior = module.encode(minibatch)
-            weights = _log_weights_in_parts(module, cells, minibatch, posterior, noise)
+            weights = _log_weights_in_parts(module, pz, cells, minibatch, posterior, noise)
             bound[rows] = weights.mean(0).cpu().numpy()
             optimised = _optimise(module, minibatch, posterior, step_noise)
-            others = _log_weights_in_parts(module, cells, minibatch, optimised, noise)
+            others = _log_weights_in_parts(module, pz, cells, minibatch, optimised, noise)
             others = torch.where(others.mean(0) > weights.mean(0), others, weights)
             best[rows] = others.mean(0).cpu().numpy()
             if proposal == "optimised":
@@ -298,15 +299,21 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _log_weights_in_parts(
-    module: VAE, cells: Cells, minibatch: Minibatch, posterior: Posterior, noise: Float[Tensor, "samples cells axes"]
+    module: VAE,
+    pz: Distribution | None,
+    cells: Cells,
+    minibatch: Minibatch,
+    posterior: Posterior,
+    noise: Float[Tensor, "samples cells axes"],
 ) -> Float[Tensor, "samples cells"]:
     """Return log importance weights at all samples, as many at once as fit into memory, in double precision."""
     parts = noise.split(cells.samples_at_once(minibatch.n_cells, len(noise)))
-    return torch.cat([_log_weights(module, minibatch, posterior, posterior, part).double() for part in parts])
+    return torch.cat([_log_weights(module, pz, minibatch, posterior, posterior, part).double() for part in parts])
 
 
 def _log_weights(
     module: VAE,
+    pz: Distribution | None,
     minibatch: Minibatch,
     posterior: Posterior,
     density: Posterior,
@@ -319,7 +326,7 @@ def _log_weights(
     if posterior.log_library is not None:
         log_library = posterior.log_library.loc + posterior.log_library.scale * noise[..., n_latent]
     output = VAEOutput(density, latent, log_library, module.decode(latent, minibatch, log_library))
-    return log_importance_weights(output, module.likelihood, minibatch, module.library_prior(minibatch))
+    return log_importance_weights(output, module.likelihood, minibatch, module.library_prior(minibatch), pz)
 
 
 def _optimise(
@@ -327,6 +334,8 @@ def _optimise(
 ) -> Posterior:
     """Return the diagonal Gaussian of each cell that maximises its ELBO, by Adam with steps that shrink to zero."""
     parts = [start.qz] if start.log_library is None else [start.qz, start.log_library]
+    with torch.no_grad():
+        pz = module.pz()
     # Shifts in standard deviations and changes of log variance, so that one size of step suits every dimension.
     shifts = [torch.zeros_like(part.loc, requires_grad=True) for part in parts]
     changes = [torch.zeros_like(part.loc, requires_grad=True) for part in parts]
@@ -337,7 +346,7 @@ def _optimise(
             moved = _moved(parts, shifts, changes)
             # The density is held fixed: its score has mean zero, and without it no noise is left at the optimum.
             density = _moved(parts, [shift.detach() for shift in shifts], [change.detach() for change in changes])
-            loss = -_log_weights(module, minibatch, moved, density, of_step).mean(0).sum()
+            loss = -_log_weights(module, pz, minibatch, moved, density, of_step).mean(0).sum()
             gradients = torch.autograd.grad(loss, [*shifts, *changes])
         for parameter, gradient in zip([*shifts, *changes], gradients, strict=True):
             parameter.grad = gradient

@@ -2,17 +2,21 @@
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.special import logsumexp
 
 from scvae_ext.models import SCVAE
 from scvae_ext.models.base import BaseModel
 from scvae_ext.models.options import positive_number, whole_number
 from scvae_ext.models.query import CellSelection
+from scvae_ext.modules import LearnedPrior
+from scvae_ext.nn import Encoder
 
 __all__ = ["PosteriorCollapse", "posterior_collapse"]
 
@@ -20,6 +24,8 @@ __all__ = ["PosteriorCollapse", "posterior_collapse"]
 MAX_ENTRIES = 2**24
 # Nats below log n_cells at which the estimate of the mutual information says little more than that it is large.
 NEAR_CEILING = 0.1
+# Points of Gauss-Hermite quadrature, exact for the logarithm of a density that is a polynomial of degree 63.
+N_NODES = 32
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,13 +35,17 @@ class PosteriorCollapse:
     Parameters
     ----------
     kl
-        Mean divergence of each dimension's posterior from the prior.
+        Mean divergence of each dimension's posterior from the prior, for a learned prior from its marginal.
     variance_of_mean
         Variance of each dimension's posterior mean over cells.
     mean_variance
         Mean posterior variance of each dimension; one where the prior is kept.
     threshold
         Variance of the mean above which a dimension is active.
+    rate
+        Mean divergence of the posterior from the prior, all dimensions together.
+    rate_error
+        Its Monte Carlo standard error; zero for the standard normal prior, where it has a closed form.
     mutual_information
         :math:`I_q(x; z)` of these cells; at most :math:`\log` of their number.
     mutual_information_error
@@ -48,6 +58,8 @@ class PosteriorCollapse:
     variance_of_mean: Float[np.ndarray, "latent"]
     mean_variance: Float[np.ndarray, "latent"]
     threshold: float
+    rate: float
+    rate_error: float
     mutual_information: float
     mutual_information_error: float
     n_cells: int
@@ -61,11 +73,6 @@ class PosteriorCollapse:
     def n_active(self) -> int:
         """Number of active dimensions."""
         return int(np.count_nonzero(self.is_active))
-
-    @property
-    def rate(self) -> float:
-        """Mean divergence of the posterior from the prior, all dimensions together."""
-        return float(self.kl.sum())
 
     @property
     def marginal_kl(self) -> float:
@@ -147,7 +154,9 @@ def posterior_collapse(
     :math:`q(z)` runs over all N cells asked for, so that the mutual information is that between z and *which of these
     cells* it came from, without bias and at most :math:`\log N`. As an estimate for the population that the cells come
     from it is too low (and the divergence of the aggregated posterior too high), by more the closer it is to
-    :math:`\log N`. With ``latent_distribution="ln"`` all of it refers to the Gaussian before the softmax.
+    :math:`\log N`. The divergence from a learned prior has no closed form; it is estimated at the same draws, and by
+    dimension it is that from the prior's marginal, so that the dimensions need not sum to the rate. With
+    ``latent_distribution="ln"`` all of it refers to the Gaussian before the softmax.
 
     Parameters
     ----------
@@ -189,34 +198,55 @@ def posterior_collapse(
     n_samples = whole_number("n_samples", n_samples, least=2)
     threshold = positive_number("threshold", threshold)
     seed = whole_number("seed", seed, least=0)
-    mean, variance = (
-        np.asarray(array, dtype=np.float64)
-        for array in model.get_latent_representation(adata, indices, return_dist=True)
-    )
+    found = model.get_latent_representation(adata, indices, return_dist=True)
+    assert isinstance(found, tuple)
+    mean, variance = (np.asarray(array, dtype=np.float64) for array in found)
     if len(mean) < 2:
         raise ValueError("posterior_collapse compares cells, and indices selects one: pass at least two.")
     log_variance = np.log(variance)
-    terms = _pointwise_information(mean, variance, n_samples, seed)
+    chosen, draws = _draw(mean, variance, n_samples, seed)
+    terms = _pointwise_information(mean, variance, chosen, draws)
+    if model.module.prior is None:
+        kl = 0.5 * (np.square(mean) + np.expm1(log_variance) - log_variance).mean(0)
+        rate, rate_error = float(kl.sum()), 0.0
+    else:
+        with torch.no_grad():
+            prior = _Mixture.of(model.module.prior, model.module.encoder)
+        kl = prior.marginal_divergences(mean, variance)
+        negative_entropy = -0.5 * (math.log(2 * math.pi) + 1 + log_variance).sum(1)
+        of_draws = negative_entropy[chosen] - prior.log_prob(draws)
+        rate, rate_error = float(of_draws.mean()), float(of_draws.std(ddof=1) / math.sqrt(n_samples))
     return PosteriorCollapse(
-        kl=0.5 * (np.square(mean) + np.expm1(log_variance) - log_variance).mean(0),
+        kl=kl,
         variance_of_mean=mean.var(0),
         mean_variance=variance.mean(0),
         threshold=threshold,
+        rate=rate,
+        rate_error=rate_error,
         mutual_information=float(terms.mean()),
         mutual_information_error=float(terms.std(ddof=1) / math.sqrt(n_samples)),
         n_cells=len(mean),
     )
 
 
-def _pointwise_information(
+def _draw(
     mean: Float[np.ndarray, "cells latent"], variance: Float[np.ndarray, "cells latent"], n_samples: int, seed: int
+) -> tuple[Int[np.ndarray, "samples"], Float[np.ndarray, "samples latent"]]:
+    """Return cells, each as often as any other up to once, and a draw from the posterior of each."""
+    rng = np.random.default_rng(seed)
+    chosen = np.resize(rng.permutation(len(mean)), n_samples)
+    noise = rng.standard_normal((n_samples, mean.shape[1]))
+    return chosen, mean[chosen] + np.sqrt(variance[chosen]) * noise
+
+
+def _pointwise_information(
+    mean: Float[np.ndarray, "cells latent"],
+    variance: Float[np.ndarray, "cells latent"],
+    chosen: Int[np.ndarray, "samples"],
+    draws: Float[np.ndarray, "samples latent"],
 ) -> Float[np.ndarray, "samples"]:
     """Return log q(z given x) - log q(z) at draws of z, with the mixture of all cells for q(z)."""
-    n_cells, n_latent = mean.shape
-    rng = np.random.default_rng(seed)
-    chosen = np.resize(rng.permutation(n_cells), n_samples)
-    noise = rng.standard_normal((n_samples, n_latent))
-    draws = mean[chosen] + np.sqrt(variance[chosen]) * noise
+    n_cells, n_samples = len(mean), len(draws)
     # The constant of the Gaussian cancels; the quadratic form is two products of matrices.
     linear, precision = mean / variance, 1.0 / variance
     constant = -0.5 * (np.square(mean) * precision + np.log(variance)).sum(1)
@@ -229,3 +259,51 @@ def _pointwise_information(
         own = log_density[np.arange(len(z)), chosen[part]]
         terms[part] = own - logsumexp(log_density, axis=1) + math.log(n_cells)
     return terms
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """A learned prior, in double precision."""
+
+    location: Float[np.ndarray, "components latent"]
+    scale: Float[np.ndarray, "components latent"]
+    log_weight: Float[np.ndarray, "components"]
+
+    @classmethod
+    def of(cls, prior: LearnedPrior, encoder: Encoder) -> Self:
+        gaussians = prior.components(encoder)
+        parts = (gaussians.loc, gaussians.scale, prior.logits.log_softmax(0))
+        return cls(*(part.double().cpu().numpy() for part in parts))
+
+    def log_prob(self, z: Float[np.ndarray, "samples latent"]) -> Float[np.ndarray, "samples"]:
+        log_joint = np.tile(self.log_weight, (len(z), 1))
+        for dimension, of_dimension in enumerate(z.T):
+            log_joint += self._log_densities(of_dimension, dimension)
+        log_prob: np.ndarray = logsumexp(log_joint, axis=1)
+        return log_prob
+
+    def marginal_divergences(
+        self, mean: Float[np.ndarray, "cells latent"], variance: Float[np.ndarray, "cells latent"]
+    ) -> Float[np.ndarray, "latent"]:
+        """Return the mean divergence of each dimension's posterior from the prior's marginal, by quadrature."""
+        nodes, weights = np.polynomial.hermite_e.hermegauss(N_NODES)
+        weights = weights / weights.sum()
+        size = max(1, MAX_ENTRIES // (N_NODES * len(self.log_weight)))
+        divergences = np.zeros(mean.shape[1])
+        for dimension in range(mean.shape[1]):
+            for start in range(0, len(mean), size):
+                cells = slice(start, start + size)
+                deviation = np.sqrt(variance[cells, dimension, None])
+                z = mean[cells, dimension, None] + deviation * nodes
+                log_density = logsumexp(self.log_weight + self._log_densities(z, dimension), axis=-1)
+                negative_entropy = -np.log(deviation[:, 0]) - 0.5 * (1 + math.log(2 * math.pi))
+                divergences[dimension] += (negative_entropy - log_density @ weights).sum()
+        return divergences / len(mean)
+
+    def _log_densities(
+        self, z: Float[np.ndarray, "*points"], dimension: int
+    ) -> Float[np.ndarray, "*points components"]:
+        location, scale = self.location[:, dimension], self.scale[:, dimension]
+        standardised = (z[..., None] - location) / scale
+        log_densities: np.ndarray = -0.5 * np.square(standardised) - np.log(scale) - 0.5 * math.log(2 * math.pi)
+        return log_densities

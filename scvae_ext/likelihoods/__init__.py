@@ -1,5 +1,7 @@
 """Likelihoods p(x given z): each builds just the heads that it uses and returns a distribution."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from scvae_ext.likelihoods.base import Likelihood
@@ -8,7 +10,7 @@ from scvae_ext.likelihoods.normal import NormalLikelihood
 from scvae_ext.likelihoods.poisson import PoissonLikelihood
 from scvae_ext.likelihoods.statistics import GeneStatistics, depth, gene_statistics, log_normalised_matrix
 from scvae_ext.likelihoods.zero_inflated import ZeroInflatedNegativeBinomialLikelihood
-from scvae_ext.nn import DispersionKind
+from scvae_ext.nn import DispersionKind, ZeroInflationKind
 
 __all__ = [
     "COUNT_LIKELIHOODS",
@@ -44,6 +46,9 @@ def make_likelihood(
     n_batches: int = 1,
     n_labels: int = 1,
     compositional: bool = True,
+    zero_inflation: ZeroInflationKind = "gene-cell",
+    zero_inflation_prior: Sequence[float] | None = None,
+    n_residual: int = 0,
 ) -> Likelihood[Any]:
     """Build a likelihood by its name.
 
@@ -57,6 +62,11 @@ def make_likelihood(
         What a dispersion (or standard deviation) belongs to.
     compositional
         Whether depth is the library size, so that expression sums to one, or a size factor.
+    zero_inflation, zero_inflation_prior
+        What the probability of an extra zero belongs to, and the parameters of its Beta prior, for ``"zinb"``; as for
+        :class:`~scvae_ext.nn.ZeroInflationHead`.
+    n_residual
+        Number of residual factors, which follow the decoder's activations.
 
     Raises
     ------
@@ -79,4 +89,39 @@ def make_likelihood(
             f"dispersion={dispersion!r} has no meaning for gene_likelihood={gene_likelihood!r}, whose variance is its "
             'mean: leave it at "gene", or use gene_likelihood="nb".'
         )
-    return likelihood(n_hidden, n_genes, dispersion, n_batches, n_labels, compositional)
+    sizes = (n_hidden, n_genes, dispersion, n_batches, n_labels, compositional)
+    if likelihood is ZeroInflatedNegativeBinomialLikelihood:
+        _require_zero_inflation(zero_inflation, zero_inflation_prior)
+        return ZeroInflatedNegativeBinomialLikelihood(
+            *sizes, zero_inflation, zero_inflation_prior, n_residual=n_residual
+        )
+    for name, value, default in (
+        ("zero_inflation", zero_inflation, "gene-cell"),
+        ("zero_inflation_prior", zero_inflation_prior, None),
+    ):
+        if value != default:
+            raise ValueError(
+                f"{name}={value!r} has no meaning for gene_likelihood={gene_likelihood!r}, which has no extra zeros: "
+                f'leave it at {default!r}, or use gene_likelihood="zinb".'
+            )
+    return likelihood(*sizes, n_residual=n_residual)
+
+
+def _require_zero_inflation(zero_inflation: str, prior: object) -> None:
+    """Raise where the options of zero inflation are not valid."""
+    if zero_inflation not in get_args(ZeroInflationKind):
+        raise ValueError(
+            f"zero_inflation={zero_inflation!r} is not known: use one of "
+            f"{', '.join(map(repr, get_args(ZeroInflationKind)))}."
+        )
+    if prior is None:
+        return
+    numbers = prior if isinstance(prior, list | tuple) else ()
+    if len(numbers) != 2 or not all(
+        isinstance(number, int | float) and not isinstance(number, bool) and 1 <= number < math.inf
+        for number in numbers
+    ):
+        raise ValueError(
+            f"zero_inflation_prior={prior!r} must be two numbers of at least 1, the parameters of a Beta distribution "
+            "(below 1 its density is unbounded and has no maximum): for example (1.0, 9.0), or None for no prior."
+        )

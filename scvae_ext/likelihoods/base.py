@@ -30,6 +30,9 @@ class Likelihood(nn.Module, ABC, Generic[AnyDistribution]):
         Numbers of batches and labels.
     compositional
         Whether depth is the library size, so that expression sums to one, or a size factor.
+    n_residual
+        Number of residual factors, which follow the decoder's activations in ``hidden`` and on which the log mean
+        depends linearly; no other parameter does.
     """
 
     for_counts: ClassVar[bool] = True
@@ -44,6 +47,8 @@ class Likelihood(nn.Module, ABC, Generic[AnyDistribution]):
         n_batches: int,
         n_labels: int,
         compositional: bool,
+        *,
+        n_residual: int = 0,
     ) -> None:
         super().__init__()
 

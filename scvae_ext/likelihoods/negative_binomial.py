@@ -25,9 +25,11 @@ class NegativeBinomialLikelihood(Likelihood[NegativeBinomial]):
         n_batches: int,
         n_labels: int,
         compositional: bool,
+        *,
+        n_residual: int = 0,
     ) -> None:
-        super().__init__(n_hidden, n_genes, dispersion, n_batches, n_labels, compositional)
-        self.expression_head = ExpressionHead(n_hidden, n_genes, compositional=compositional)
+        super().__init__(n_hidden, n_genes, dispersion, n_batches, n_labels, compositional, n_residual=n_residual)
+        self.expression_head = ExpressionHead(n_hidden, n_genes, n_residual=n_residual, compositional=compositional)
         self.dispersion = Dispersion(dispersion, n_hidden, n_genes, n_batches, n_labels)
 
     @override

@@ -34,9 +34,11 @@ class NormalLikelihood(Likelihood[Normal]):
         n_batches: int,
         n_labels: int,
         compositional: bool,
+        *,
+        n_residual: int = 0,
     ) -> None:
-        super().__init__(n_hidden, n_genes, dispersion, n_batches, n_labels, compositional)
-        self.location = LogExpressionHead(n_hidden, n_genes, compositional=compositional)
+        super().__init__(n_hidden, n_genes, dispersion, n_batches, n_labels, compositional, n_residual=n_residual)
+        self.location = LogExpressionHead(n_hidden, n_genes, n_residual=n_residual, compositional=compositional)
         self.scale = Dispersion(dispersion, n_hidden, n_genes, n_batches, n_labels)
         self.compositional = compositional
 

@@ -29,9 +29,11 @@ class PoissonLikelihood(Likelihood[Poisson]):
         n_batches: int,
         n_labels: int,
         compositional: bool,
+        *,
+        n_residual: int = 0,
     ) -> None:
-        super().__init__(n_hidden, n_genes, dispersion, n_batches, n_labels, compositional)
-        self.expression_head = ExpressionHead(n_hidden, n_genes, compositional=compositional)
+        super().__init__(n_hidden, n_genes, dispersion, n_batches, n_labels, compositional, n_residual=n_residual)
+        self.expression_head = ExpressionHead(n_hidden, n_genes, n_residual=n_residual, compositional=compositional)
 
     @override
     def initialise(self, statistics: GeneStatistics) -> None:

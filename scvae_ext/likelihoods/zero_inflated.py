@@ -1,5 +1,7 @@
 r"""Negative binomial counts with a probability :math:`\pi_g(z)` of an extra zero."""
 
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
@@ -9,7 +11,7 @@ from scvae_ext.likelihoods.base import Likelihood
 from scvae_ext.likelihoods.negative_binomial import NegativeBinomialLikelihood
 from scvae_ext.likelihoods.statistics import GeneStatistics
 from scvae_ext.minibatch import Minibatch
-from scvae_ext.nn import DispersionKind, ZeroInflationHead
+from scvae_ext.nn import DispersionKind, ZeroInflationHead, ZeroInflationKind
 from scvae_ext.types import CellIndices
 
 __all__ = ["ZeroInflatedNegativeBinomialLikelihood"]
@@ -20,6 +22,13 @@ class ZeroInflatedNegativeBinomialLikelihood(Likelihood[ZeroInflated]):
 
     A small mean and a large :math:`\pi` both explain zeros, so that :math:`\pi` need not be identifiable from the
     data; for droplet counts the negative binomial alone usually suffices (Svensson, Nature Biotechnology 2020).
+
+    Parameters
+    ----------
+    n_hidden, n_genes, dispersion, n_batches, n_labels, compositional, n_residual
+        As for :class:`Likelihood`.
+    zero_inflation, zero_inflation_prior
+        What :math:`\pi` belongs to, and its prior, as for :class:`~scvae_ext.nn.ZeroInflationHead`.
     """
 
     def __init__(
@@ -30,10 +39,16 @@ class ZeroInflatedNegativeBinomialLikelihood(Likelihood[ZeroInflated]):
         n_batches: int,
         n_labels: int,
         compositional: bool,
+        zero_inflation: ZeroInflationKind = "gene-cell",
+        zero_inflation_prior: Sequence[float] | None = None,
+        *,
+        n_residual: int = 0,
     ) -> None:
-        super().__init__(n_hidden, n_genes, dispersion, n_batches, n_labels, compositional)
-        self.base = NegativeBinomialLikelihood(n_hidden, n_genes, dispersion, n_batches, n_labels, compositional)
-        self.zero_inflation = ZeroInflationHead(n_hidden, n_genes)
+        super().__init__(n_hidden, n_genes, dispersion, n_batches, n_labels, compositional, n_residual=n_residual)
+        self.base = NegativeBinomialLikelihood(
+            n_hidden, n_genes, dispersion, n_batches, n_labels, compositional, n_residual=n_residual
+        )
+        self.zero_inflation = ZeroInflationHead(zero_inflation, n_hidden, n_genes, zero_inflation_prior)
 
     @override
     def initialise(self, statistics: GeneStatistics) -> None:
@@ -48,7 +63,7 @@ class ZeroInflatedNegativeBinomialLikelihood(Likelihood[ZeroInflated]):
         label: CellIndices,
     ) -> ZeroInflated:
         base = self.base(hidden, depth, batch, label)
-        return ZeroInflated(base, self.zero_inflation(hidden), validate_args=False)
+        return ZeroInflated(base, self.zero_inflation(hidden, base.mean), validate_args=False)
 
     @override
     def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
@@ -63,7 +78,8 @@ class ZeroInflatedNegativeBinomialLikelihood(Likelihood[ZeroInflated]):
 
     @override
     def log_prior(self) -> Float[Tensor, ""]:
-        return self.base.log_prior()
+        of_dispersion, of_inflation = self.base.log_prior(), self.zero_inflation.log_prior()
+        return of_dispersion if of_inflation is None else of_dispersion + of_inflation
 
     @override
     def reconstruction(self, px: ZeroInflated, minibatch: Minibatch) -> Float[Tensor, "*samples cells"]:

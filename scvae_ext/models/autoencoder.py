@@ -1,12 +1,14 @@
 """The deterministic autoencoder, the baseline that the probabilistic model is judged by."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
+from anndata.compat import DaskArray
 from jaxtyping import Float
 from typing_extensions import override
 
@@ -14,8 +16,10 @@ from scvae_ext.data import CellSource, Registry
 from scvae_ext.models import inference
 from scvae_ext.models.base import BaseModel
 from scvae_ext.models.options import positive_number, reject_unknown
+from scvae_ext.models.pieces import Pieces
 from scvae_ext.models.query import CellSelection, GeneSelection, select_genes, select_options
 from scvae_ext.modules import DeterministicAutoencoder
+from scvae_ext.train import TrainingPlan
 
 __all__ = ["Autoencoder"]
 
@@ -75,6 +79,17 @@ class Autoencoder(BaseModel):
     def _require_valid(self, source: CellSource) -> None:
         """Take any values that alignment lets pass: squared errors need no counts."""
 
+    @override
+    def _trainable(self, plan: TrainingPlan) -> DeterministicAutoencoder:
+        for name, value, default in (
+            ("objective", plan.objective, "elbo"),
+            ("n_samples", plan.n_samples, 1),
+            ("free_bits", plan.free_bits, 0.0),
+        ):
+            if value != default:
+                raise ValueError(f"Autoencoder minimises a squared error, which {name}={value!r} has no meaning for.")
+        return self.module
+
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -84,19 +99,21 @@ class Autoencoder(BaseModel):
         fill_missing_genes: bool = False,
         key_added: str | None = "X_autoencoder",
         write_subset: bool = False,
-    ) -> Float[np.ndarray, "cells latent"]:
+        out: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> Float[np.ndarray, "cells latent"] | Path:
         """Return the latent point of each cell, also in ``adata.obsm[key_added]``.
 
         Parameters
         ----------
-        adata, indices, batch_size, fill_missing_genes, key_added, write_subset
+        adata, indices, batch_size, fill_missing_genes, key_added, write_subset, out, overwrite
             As for :meth:`SCVAE.get_latent_representation`.
         """
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
-        latent = np.empty((len(cells), self.module.latent.out_features), dtype=np.float32)
-        with inference.evaluating(self.module):
-            for rows, minibatch in cells:
-                latent[rows] = self.module.encode(minibatch).cpu().numpy()
+        pieces = Pieces(self.module, cells, inference.autoencoder_latent, self.module.latent.out_features)
+        if out is not None:
+            return self._write_out(out, overwrite, adata, pieces, [], ("obsm", key_added or self.latent_key), {})
+        latent = pieces.in_memory()
         self._write(adata, "obsm", key_added, latent, cells, write_subset, {})
         return latent
 
@@ -113,14 +130,16 @@ class Autoencoder(BaseModel):
         fill_missing_genes: bool = False,
         key_added: str | None = "autoencoder_normalized",
         write_subset: bool = False,
-    ) -> pd.DataFrame | Float[np.ndarray, "cells chosen"]:
+        out: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> pd.DataFrame | Float[np.ndarray, "cells chosen"] | DaskArray | Path:
         """Return reconstructed expression: predictions taken back from the log, none below zero.
 
         Parameters
         ----------
         adata, indices, transform_batch, gene_list, library_size, batch_size, return_numpy
             As for :meth:`SCVAE.get_normalized_expression`.
-        fill_missing_genes, key_added, write_subset
+        fill_missing_genes, key_added, write_subset, out, overwrite
             As there.
         """
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
@@ -130,23 +149,18 @@ class Autoencoder(BaseModel):
         genes = select_genes(gene_list, self.registry.var_names)
         library_size = positive_number("library_size", library_size)
         names = list(self.registry.var_names) if genes is None else [self.registry.var_names[gene] for gene in genes]
-        expression = np.empty((len(cells), len(names)), dtype=np.float32)
-        with inference.evaluating(self.module):
-            for rows, minibatch in cells:
-                latent = self.module.encode(minibatch)
-                decoded = [
-                    self.module.head.expression(self.module.decode_hidden(latent, minibatch, target))
-                    for target in inference.target_batches(minibatch, batches)
-                ]
-                values = torch.stack(decoded).mean(0).cpu().numpy() * library_size
-                expression[rows] = values if genes is None else values[:, genes]
+        compute = partial(inference.autoencoder_expression, batches=batches, genes=genes, library_size=library_size)
+        pieces = Pieces(self.module, cells, compute, len(names))
         arguments = {
             "transform_batch": [self.registry.batch_categories[batch] for batch in batches] or None,
             "gene_list": None if genes is None else names,
             "library_size": library_size,
         }
+        if out is not None:
+            return self._write_out(out, overwrite, adata, pieces, names, None, arguments)
+        expression = pieces.dask_array() if pieces.is_lazy else pieces.in_memory()
         self._write_expression(adata, key_added, expression, names, cells, write_subset, arguments)
-        if return_numpy:
+        if return_numpy or pieces.is_lazy:
             return expression
         return pd.DataFrame(expression, index=cells.source.obs_names[cells.positions], columns=names)
 

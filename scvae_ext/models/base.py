@@ -5,29 +5,39 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from anndata.compat import DaskArray
 from jaxtyping import Int
 
 from scvae_ext.data import CellSource, Registry, align, read_registry, setup_anndata, split_indices
 from scvae_ext.likelihoods import gene_statistics
-from scvae_ext.models.defaults import default_max_steps, default_weight_decay
+from scvae_ext.models.defaults import default_max_steps, default_weight_decay, scored_cells, steps_between_validations
 from scvae_ext.models.inference import BATCH_SIZE, Cells
 from scvae_ext.models.options import plan_options, true_or_false, whole_number
+from scvae_ext.models.output import check_out, write_pieces
+from scvae_ext.models.pieces import Pieces
 from scvae_ext.models.query import CellSelection, select_cells
 from scvae_ext.models.results import fingerprint, names_hash, weights_hash, write_result
 from scvae_ext.models.saving import read_model, write_model
+from scvae_ext.modules import Bound, Trainable
+from scvae_ext.train import TrainingPlan
 
 if TYPE_CHECKING:
+    from lightning import LightningDataModule
     from lightning.pytorch.callbacks import Callback
 
     from scvae_ext.modules import VAE, DeterministicAutoencoder
 
 __all__ = ["BaseModel"]
+
+_Split: TypeAlias = tuple[
+    Int[np.ndarray, "train"] | None, Int[np.ndarray, "validation"] | None, Int[np.ndarray, "test"] | None
+]
 
 
 class BaseModel(ABC):
@@ -49,10 +59,7 @@ class BaseModel(ABC):
             raise ValueError(f"dropout_rate={options['dropout_rate']!r} must be at least 0 and below 1.")
         self.registry = registry
         self.seed = whole_number("seed", seed, least=0)
-        # Python's own numbers, which JSON can hold.
-        self._options = {
-            name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()
-        }
+        self._options = {name: _plain(value) for name, value in options.items()}
         self._adata: AnnData | None = None
         self._source: CellSource | None = None
         self._fingerprint: tuple[object, ...] = ()
@@ -176,14 +183,19 @@ class BaseModel(ABC):
         learning_rate: float = 4e-3,
         weight_decay: float | None = None,
         kl_warmup: float = 0.3,
+        max_kl_weight: float = 1.0,
+        objective: Bound = "elbo",
+        n_samples: int = 1,
+        free_bits: float = 0.0,
         early_stopping_patience: int | None = None,
         seed: int | None = None,
         callbacks: "Callback | Sequence[Callback] | None" = None,
         enable_progress_bar: bool = True,
         plan_kwargs: Mapping[str, Any] | None = None,
+        datamodule: "LightningDataModule | None" = None,
         **trainer_options: Any,
     ) -> None:
-        """Train, and leave the weights of the best validation. Called again, it goes on from there.
+        r"""Train, and leave the weights of the best validation. Called again, it goes on from there.
 
         Parameters
         ----------
@@ -191,18 +203,31 @@ class BaseModel(ABC):
             Training length, in passes over the training cells or in optimiser steps. By default it grows with the
             square root of the number of counts that are not zero; see the page on the model.
         accelerator, devices
-            As for :class:`lightning.Trainer`.
+            As for :class:`lightning.Trainer`. Several devices train together, each with its share of the cells; by
+            default they share out the updates as well. See the page on several devices and machines.
         train_size, validation_size, shuffle_set_split
             Share of the cells to train on and to validate on (by default all others), drawn at random or in order.
             The first training decides; later ones keep its split.
         batch_size
-            Cells of a minibatch.
+            Cells of a minibatch, on each device.
         early_stopping
             Whether training may end before its planned length, when the validation score stops improving.
         learning_rate, weight_decay
             Peak learning rate and decoupled weight decay of Adam; the decay is stronger for fewer cells by default.
         kl_warmup
-            Fraction of the planned training over which the weight of the KL divergence rises to one.
+            Fraction of the planned training over which the weight of the KL divergence rises to ``max_kl_weight``.
+        max_kl_weight
+            Final weight of the KL divergence, the beta of a beta-VAE; one for the ELBO.
+        objective
+            ``"elbo"``, or ``"iwae"``: the importance-weighted bound :math:`\log \frac1K \sum_k w_k` with K samples
+            (Burda et al., ICLR 2016), whose encoder gets the doubly reparameterised gradient (Tucker et al., ICLR
+            2019). Then ``history`` has it as ``iwae``, beside the ELBO, and by it the best weights are chosen.
+        n_samples
+            Samples of each cell: the K of ``"iwae"``, or the number that the ELBO averages over.
+        free_bits
+            Nats of divergence from the prior that each latent dimension has for free, as a mean over the minibatch
+            (Kingma et al., NeurIPS 2016). Validation, early stopping and all that is reported use the bound with
+            neither free bits nor weights.
         early_stopping_patience
             Steps without improvement before training ends, counted from the end of the warm-up; by default a quarter
             of the planned ones.
@@ -214,6 +239,10 @@ class BaseModel(ABC):
             Whether to show a bar, where there is a terminal.
         plan_kwargs
             ``lr``, ``weight_decay`` and ``max_kl_weight``, under the names that scvi-tools has for them.
+        datamodule
+            Lightning data module to train on instead of the model's AnnData. Its loaders yield
+            :class:`~scvae_ext.minibatch.Minibatch`, or lists of them, of about ``batch_size`` cells. Its attributes
+            ``train_indices`` and ``validation_indices``, where it has them, are taken for the split.
         **trainer_options
             Further options of :class:`lightning.Trainer`; an unknown one is an error.
 
@@ -224,45 +253,58 @@ class BaseModel(ABC):
         TrainingDivergedError
             If the objective becomes infinite or not a number.
         """
-        from scvae_ext.train import TrainingPlan
         from scvae_ext.train.fit import check_trainer_options, fit
         from scvae_ext.train.history import History
+        from scvae_ext.train.processes import count_processes
 
         check_trainer_options(trainer_options, list(inspect.signature(self.train).parameters))
         source = self._own_source()
         seed = self.seed if seed is None else whole_number("seed", seed, least=0)
         batch_size = whole_number("batch_size", batch_size)
         # Training that goes on keeps its split, lest cells that were held out are trained on.
-        train, validation, test = (
-            split_indices(source.n_cells, train_size, validation_size, shuffle_set_split, seed)
-            if self.train_indices is None or self.validation_indices is None
-            else (self.train_indices, self.validation_indices, self.test_indices)
-        )
-        self._require_batch_statistics(len(train), batch_size)
-        max_steps = self._planned_steps(train, batch_size, max_epochs, max_steps)
+        split: _Split
+        if datamodule is not None:
+            split = _split_of(datamodule, source)
+        elif self.train_indices is None or self.validation_indices is None:
+            split = split_indices(source.n_cells, train_size, validation_size, shuffle_set_split, seed)
+        else:
+            split = (self.train_indices, self.validation_indices, self.test_indices)
+        train = np.arange(source.n_cells) if split[0] is None else split[0]
+        validation = scored_cells(source, np.arange(0) if split[1] is None else split[1], seed)
+        trainer_options = {"accelerator": accelerator, "devices": devices, **trainer_options}
+        n_processes = count_processes(trainer_options)
+        self._require_batch_statistics(len(train) // n_processes, batch_size)
+        max_steps = self._planned_steps(train, batch_size, n_processes, max_epochs, max_steps)
         options = {
             "learning_rate": learning_rate,
             "weight_decay": default_weight_decay(len(train)) if weight_decay is None else weight_decay,
+            "max_kl_weight": max_kl_weight,
             **plan_options(plan_kwargs or {}),
         }
         plan = TrainingPlan(
             max_steps=max_steps,
             batch_size=batch_size,
             kl_warmup=0.0 if self.is_trained else kl_warmup,
+            objective=objective,
+            n_samples=n_samples,
+            free_bits=free_bits,
             early_stopping=true_or_false("early_stopping", early_stopping),
+            validate_every=steps_between_validations(len(validation), n_processes * batch_size),
             patience=max(1, max_steps // 4) if early_stopping_patience is None else early_stopping_patience,
             **options,
         )
+        trainable = self._trainable(plan)
         callbacks = [] if callbacks is None else [*callbacks] if isinstance(callbacks, Sequence) else [callbacks]
         history = History(self._history_rows)
         self._weights_hash = None
         self._training_seed = seed
-        self.train_indices, self.validation_indices, self.test_indices = train, validation, test
+        self.train_indices, self.validation_indices, self.test_indices = split
         if not self.is_trained:
             self._initialise(source, train)
         try:
+            source.keep(validation)
             fit(
-                self.module,
+                trainable,
                 source,
                 train,
                 validation,
@@ -271,11 +313,17 @@ class BaseModel(ABC):
                 history=history,
                 callbacks=callbacks,
                 progress_bar=enable_progress_bar,
-                trainer_options={"accelerator": accelerator, "devices": devices, **trainer_options},
+                trainer_options=trainer_options,
+                datamodule=datamodule,
             )
             self.is_trained = True
         finally:
+            source.keep(np.arange(0))
             self._history_rows = history.rows
+
+    @abstractmethod
+    def _trainable(self, plan: TrainingPlan) -> Trainable:
+        """Return what to train: the module, or a view of it with the objective that the plan asks for."""
 
     def _require_batch_statistics(self, n_train: int, batch_size: int) -> None:
         """Raise where batch normalisation would have to normalise a single cell."""
@@ -287,7 +335,12 @@ class BaseModel(ABC):
             )
 
     def _planned_steps(
-        self, train: Int[np.ndarray, "train"], batch_size: int, max_epochs: int | None, max_steps: int | None
+        self,
+        train: Int[np.ndarray, "train"],
+        batch_size: int,
+        n_processes: int,
+        max_epochs: int | None,
+        max_steps: int | None,
     ) -> int:
         """Return the number of optimiser steps from what the user gave, or from the data."""
         if max_epochs is not None and max_steps is not None:
@@ -296,10 +349,10 @@ class BaseModel(ABC):
             )
         if max_steps is not None:
             return whole_number("max_steps", max_steps)
-        steps_per_epoch = math.ceil(len(train) / batch_size)
+        steps_per_epoch = math.ceil(len(train) / (batch_size * n_processes))
         if max_epochs is not None:
             return whole_number("max_epochs", max_epochs) * steps_per_epoch
-        return default_max_steps(self._own_source(), train, steps_per_epoch)
+        return default_max_steps(self._own_source(), train, steps_per_epoch, n_processes)
 
     def save(self, dir_path: str | Path, overwrite: bool = False, save_anndata: bool = False) -> None:
         """Write the model to a folder, under a temporary name first: weights (safetensors), all else (JSON).
@@ -407,10 +460,7 @@ class BaseModel(ABC):
         fill_missing_genes: bool,
     ) -> tuple[AnnData, Cells]:
         """Return the AnnData that results go to, and its cells that were asked for."""
-        if not self.is_trained:
-            raise RuntimeError(
-                f"The model has not been trained: call model.train() first, or {type(self).__name__}.load."
-            )
+        self._require_trained()
         if batch_size is not None:
             batch_size = whole_number("batch_size", batch_size)
         if adata is None or adata is self._adata:
@@ -419,6 +469,12 @@ class BaseModel(ABC):
             source = align(adata, self.registry, fill_missing_genes=fill_missing_genes)
             self._require_valid(source)
         return adata, Cells(source, select_cells(indices, source.obs_names), self.device, batch_size)
+
+    def _require_trained(self) -> None:
+        if not self.is_trained:
+            raise RuntimeError(
+                f"The model has not been trained: call model.train() first, or {type(self).__name__}.load."
+            )
 
     @abstractmethod
     def _require_valid(self, source: CellSource) -> None:
@@ -429,7 +485,7 @@ class BaseModel(ABC):
         adata: AnnData,
         slot: Any,
         key: str | None,
-        values: np.ndarray,
+        values: np.ndarray | DaskArray,
         cells: Cells,
         write_subset: bool,
         arguments: Mapping[str, Any],
@@ -444,17 +500,36 @@ class BaseModel(ABC):
         record = {**arguments, "n_cells": len(cells), "all_cells": not is_subset}
         write_result(adata, slot, key, values, cells.positions, self._provenance(record), columns)
 
+    def _write_out(
+        self,
+        out: str | Path,
+        overwrite: bool,
+        adata: AnnData,
+        pieces: Pieces,
+        columns: Sequence[str],
+        slot: tuple[str, str] | None,
+        arguments: Mapping[str, Any],
+    ) -> Path:
+        """Write a result to a file of its own."""
+        path = check_out(out, adata, overwrite=overwrite)
+        positions = pieces.cells.positions
+        all_cells = np.array_equal(positions, np.arange(pieces.cells.source.n_cells))
+        record = {**arguments, "n_cells": len(positions), "all_cells": all_cells}
+        return write_pieces(path, adata, pieces, columns, slot, self._provenance(record))
+
     def _write_expression(
         self,
         adata: AnnData,
         key: str | None,
-        expression: np.ndarray,
+        expression: np.ndarray | DaskArray,
         genes: Sequence[str],
         cells: Cells,
         write_subset: bool,
         arguments: Mapping[str, Any],
     ) -> None:
         """Write expression as a layer, or as a data frame in ``obsm`` where its genes are not those of the AnnData."""
+        if key is None:
+            return
         order = pd.Index(genes).get_indexer(adata.var_names)
         if len(order) == len(genes) and (order >= 0).all():
             self._write(adata, "layers", key, expression[:, order], cells, write_subset, arguments)
@@ -478,3 +553,21 @@ class BaseModel(ABC):
             "training_seed": self._training_seed,
             "arguments": dict(arguments),
         }
+
+
+def _split_of(datamodule: "LightningDataModule", source: CellSource) -> _Split:
+    """Return the training, validation and test cells that a data module names, each ``None`` where it does not."""
+    train, validation, test = (
+        None
+        if (named := getattr(datamodule, f"{name}_indices", None)) is None
+        else select_cells(named, source.obs_names)
+        for name in ("train", "validation", "test")
+    )
+    return train, validation, test
+
+
+def _plain(value: Any) -> Any:
+    """Return Python's own numbers and lists, which JSON can hold and gives back as they were."""
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value

@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Int
 
 from scvae_ext.data import CellSource
+from scvae_ext.data.streaming import cells_per_window
 
-__all__ = ["default_max_steps", "default_weight_decay"]
+__all__ = ["default_max_steps", "default_weight_decay", "scored_cells", "steps_between_validations"]
 
 STEPS_AT_REFERENCE = 2000
 REFERENCE_NONZEROS = 3e5
@@ -18,24 +19,32 @@ DECAY_RANGE = (0.0, 10.0)
 
 N_CELLS_LOOKED_AT = 2000
 
+LEAST_STEPS_BETWEEN_VALIDATIONS = 50
+TRAINED_PER_SCORED_CELL = 3
 
-def default_max_steps(source: CellSource, train: Int[np.ndarray, "train"], steps_per_epoch: int) -> int:
+
+def default_max_steps(
+    source: CellSource, train: Int[np.ndarray, "train"], steps_per_epoch: int, n_processes: int = 1
+) -> int:
     """Return a number of optimiser steps that grows with the square root of the number of counts that are not zero.
 
     Rounded up to whole epochs, and at least 1,000: a model of few cells needs no fewer updates than that to converge,
-    and a model of many dense cells has more to learn.
+    and a model of many dense cells has more to learn. Processes that train together share the steps out, because each
+    step then sees as many minibatches: as many steps of larger ones were measured to overfit.
 
     Parameters
     ----------
     source, train
         Training cells; of more than 2,000 a regular subset is looked at.
     steps_per_epoch
-        Minibatches in one pass over them.
+        Steps in one pass over them.
+    n_processes
+        Number of processes that train together.
     """
     looked_at = train[:: max(1, len(train) // N_CELLS_LOOKED_AT)]
     n_nonzero = source.read(looked_at).nnz * len(train) / len(looked_at)
     steps = STEPS_AT_REFERENCE * math.sqrt(n_nonzero / REFERENCE_NONZEROS)
-    steps = min(max(steps, STEPS_RANGE[0]), STEPS_RANGE[1])
+    steps = min(max(steps, STEPS_RANGE[0]), STEPS_RANGE[1]) / n_processes
     return math.ceil(steps / steps_per_epoch) * steps_per_epoch
 
 
@@ -51,3 +60,30 @@ def default_weight_decay(n_train: int) -> float:
         Number of training cells.
     """
     return min(max(DECAY_TIMES_CELLS / n_train, DECAY_RANGE[0]), DECAY_RANGE[1])
+
+
+def scored_cells(source: CellSource, validation: Int[np.ndarray, "validation"], seed: int) -> Int[np.ndarray, "scored"]:
+    """Return the held-out cells that validation scores: all of them, or as many as are held in memory at once.
+
+    Parameters
+    ----------
+    source, validation
+        Held-out cells.
+    seed
+        Seed of the choice.
+    """
+    most = len(validation) if source.rows_per_block is None else cells_per_window(source, 1)
+    if len(validation) <= most:
+        return validation
+    return np.sort(np.random.default_rng(seed).choice(validation, most, replace=False))
+
+
+def steps_between_validations(n_scored: int, batch_size: int) -> int:
+    """Return a number of steps that trains on three times as many cells as a validation scores, at least 50.
+
+    Parameters
+    ----------
+    n_scored, batch_size
+        Cells of a validation, and of a minibatch.
+    """
+    return max(LEAST_STEPS_BETWEEN_VALIDATIONS, math.ceil(TRAINED_PER_SCORED_CELL * n_scored / batch_size))

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from scvae_ext.data import CellSource
+from scvae_ext.heap import keep_freed_memory
 from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
-from scvae_ext.modules import VAE
+from scvae_ext.modules import VAE, DeterministicAutoencoder
 
 __all__ = [
     "Cells",
+    "autoencoder_expression",
+    "autoencoder_latent",
     "draw_latent",
     "elbo_terms",
     "evaluating",
@@ -29,6 +32,7 @@ __all__ = [
     "marginal_log_likelihood",
     "normalized_expression",
     "predictive_samples",
+    "residual_factors",
     "shared_noise",
     "target_batches",
 ]
@@ -93,6 +97,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """
     training = module.training
     module.eval()
+    keep_freed_memory()
     try:
         with torch.inference_mode():
             yield
@@ -130,28 +135,44 @@ def latent_mean(module: VAE, cells: Cells, n_samples: int, seed: int) -> Float[n
     n_samples, seed
         For the simplex.
     """
-    latent = np.empty((len(cells), module.encoder.mean.out_features), dtype=np.float32)
-    noise = shared_noise(n_samples, latent.shape[1], seed, cells.device)
+    latent = np.empty((len(cells), module.n_latent), dtype=np.float32)
+    noise = shared_noise(n_samples, module.encoder.mean.out_features, seed, cells.device)
     for rows, minibatch in cells:
         qz = module.encode(minibatch).qz
-        mean = qz.loc if module.latent_distribution == "normal" else module.to_latent(_at(qz, noise)).mean(0)
+        is_gaussian = module.latent_distribution == "normal"
+        mean = module.to_latent(qz.loc) if is_gaussian else module.to_latent(_at(qz, noise)).mean(0)
         latent[rows] = mean.cpu().numpy()
     return latent
 
 
-def latent_parameters(module: VAE, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and variance of the Gaussian posterior of each cell, of shape (cells, latent) each.
+def residual_factors(module: VAE, cells: Cells) -> Float[np.ndarray, "cells residual"]:
+    """Return the posterior mean of each cell's residual factors.
 
     Parameters
     ----------
     module, cells
         Of what.
     """
-    mean = np.empty((len(cells), module.encoder.mean.out_features), dtype=np.float32)
+    factors = np.empty((len(cells), module.residual_rank), dtype=np.float32)
+    for rows, minibatch in cells:
+        factors[rows] = module.encode(minibatch).qz.loc[:, module.n_latent :].cpu().numpy()
+    return factors
+
+
+def latent_parameters(module: VAE, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance of the Gaussian posterior of each cell's z, of shape (cells, latent) each.
+
+    Parameters
+    ----------
+    module, cells
+        Of what.
+    """
+    mean = np.empty((len(cells), module.n_latent), dtype=np.float32)
     variance = np.empty_like(mean)
     for rows, minibatch in cells:
         qz = module.encode(minibatch).qz
-        mean[rows], variance[rows] = qz.loc.cpu().numpy(), qz.scale.square().cpu().numpy()
+        mean[rows] = qz.loc[:, : module.n_latent].cpu().numpy()
+        variance[rows] = qz.scale[:, : module.n_latent].square().cpu().numpy()
     return mean, variance
 
 
@@ -164,7 +185,7 @@ def draw_latent(module: VAE, cells: Cells, n_samples: int, seed: int) -> Float[n
         Of what, how many, and their seed.
     """
     generator = torch.Generator(cells.device).manual_seed(seed)
-    draws = np.empty((n_samples, len(cells), module.encoder.mean.out_features), dtype=np.float32)
+    draws = np.empty((n_samples, len(cells), module.n_latent), dtype=np.float32)
     for rows, minibatch in cells:
         qz = module.encode(minibatch).qz
         noise = torch.randn(n_samples, *qz.loc.shape, generator=generator, device=cells.device)
@@ -218,7 +239,7 @@ def normalized_expression(
     """
     n_genes = cells.source.n_genes if genes is None else len(genes)
     shape = (len(cells), n_genes) if average else (n_samples, len(cells), n_genes)
-    expression = np.zeros(shape, dtype=np.float32)
+    expression = np.empty(shape, dtype=np.float32)
     n_latent = module.encoder.mean.out_features
     noise = shared_noise(n_samples, n_latent, seed, cells.device)
     generator = torch.Generator(cells.device).manual_seed(seed)
@@ -241,7 +262,12 @@ def normalized_expression(
                 total += _expression(module, sample, minibatch, target, columns)
             if average:
                 total = (total.sum(0) if n_at_once > 1 else total[0]).mul_(scale / (len(targets) * n_samples))
-                expression[rows] += total.cpu().numpy()
+                # Memory that was never touched is filled faster than read, added to and written again.
+                into = torch.from_numpy(expression[rows])
+                if first == 0:
+                    into.copy_(total)
+                else:
+                    into.add_(total.cpu())
             else:
                 expression[first : first + n_at_once, rows] = total.mul_(scale / len(targets)).cpu().numpy()
             first += n_at_once
@@ -352,6 +378,51 @@ def target_batches(minibatch: Minibatch, batches: Sequence[int]) -> list[Tensor 
     if not batches:
         return [None]
     return [minibatch.batch.new_full((minibatch.n_cells,), batch) for batch in batches]
+
+
+def autoencoder_latent(module: DeterministicAutoencoder, cells: Cells) -> Float[np.ndarray, "cells latent"]:
+    """Return the latent point of each cell.
+
+    Parameters
+    ----------
+    module, cells
+        Of what.
+    """
+    latent = np.empty((len(cells), module.latent.out_features), dtype=np.float32)
+    for rows, minibatch in cells:
+        latent[rows] = module.encode(minibatch).cpu().numpy()
+    return latent
+
+
+def autoencoder_expression(
+    module: DeterministicAutoencoder,
+    cells: Cells,
+    batches: Sequence[int],
+    genes: Int[np.ndarray, "chosen"] | None,
+    library_size: float,
+) -> Float[np.ndarray, "cells chosen"]:
+    """Return the reconstructed expression of each cell and gene.
+
+    Parameters
+    ----------
+    module, cells
+        Of what.
+    batches, genes
+        As for :func:`normalized_expression`.
+    library_size
+        Total that a cell's expression is scaled to.
+    """
+    n_genes = cells.source.n_genes if genes is None else len(genes)
+    expression = np.empty((len(cells), n_genes), dtype=np.float32)
+    for rows, minibatch in cells:
+        latent = module.encode(minibatch)
+        decoded = [
+            module.head.expression(module.decode_hidden(latent, minibatch, target))
+            for target in target_batches(minibatch, batches)
+        ]
+        values = torch.stack(decoded).mean(0).cpu().numpy() * library_size
+        expression[rows] = values if genes is None else values[:, genes]
+    return expression
 
 
 def _at(qz: Normal, noise: Tensor) -> Tensor:

@@ -8,19 +8,21 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.compat import DaskArray
 from jaxtyping import Float, Int
 from torch import nn
 
 from scvae_ext.data import Registry, make_actual, record_result
+from scvae_ext.data.fields import in_pandas
 
-__all__ = ["fingerprint", "names_hash", "weights_hash", "write_result"]
+__all__ = ["fingerprint", "names_hash", "weights_hash", "write_gene_result", "write_result"]
 
 
 def write_result(
     adata: AnnData,
     slot: Literal["obsm", "layers", "obs"],
     key: str,
-    values: Float[np.ndarray, "chosen ..."],
+    values: Float[np.ndarray, "chosen ..."] | DaskArray,
     positions: Int[np.ndarray, "chosen"],
     provenance: Mapping[str, Any],
     columns: Sequence[str] | None = None,
@@ -34,7 +36,7 @@ def write_result(
     slot, key
         Where in it.
     values
-        Rows in the order of ``positions``.
+        Rows in the order of ``positions``; a Dask array of all cells is written as it is.
     positions
         Cells that the rows belong to.
     provenance
@@ -54,9 +56,30 @@ def write_result(
         full[positions] = values
         values = full
     make_actual(adata)
-    content = values if columns is None else pd.DataFrame(values, index=adata.obs_names, columns=list(columns))
+    content = (
+        values if columns is None else pd.DataFrame(np.asarray(values), index=adata.obs_names, columns=list(columns))
+    )
     getattr(adata, slot)[key] = content
     record_result(adata, f'{slot}["{key}"]', {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
+
+
+def write_gene_result(adata: AnnData, key: str, values: pd.DataFrame, provenance: Mapping[str, Any]) -> None:
+    """Write some values for each gene into ``varm``; genes that the model does not have get NaN.
+
+    Parameters
+    ----------
+    adata
+        Where to write.
+    key
+        Where in it.
+    values
+        A row for each of the model's genes, under its name.
+    provenance
+        What to record beside the time.
+    """
+    make_actual(adata)
+    adata.varm[key] = values.reindex(adata.var_names).to_numpy(dtype=np.float32)
+    record_result(adata, f'varm["{key}"]', {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
 
 
 def names_hash(names: pd.Index) -> str:
@@ -84,7 +107,7 @@ def fingerprint(adata: AnnData, registry: Registry) -> tuple[object, ...]:
     keys = [registry.batch_key, registry.labels_key, registry.size_factor_key]
     keys += [covariate.key for covariate in registry.categorical_covariates]
     keys += [covariate.key for covariate in registry.continuous_covariates]
-    columns = adata.obs[[key for key in keys if key is not None and key in adata.obs]]
+    columns = in_pandas(adata.obs, [key for key in keys if key is not None and key in adata.obs.columns])
     content = b"".join(pd.util.hash_array(columns[key].astype(str).to_numpy()).tobytes() for key in columns)
     # A backed matrix is opened anew at every access: its identity says nothing.
     matrix = None if adata.isbacked else id(adata.X if registry.layer is None else adata.layers.get(registry.layer))

@@ -1,28 +1,68 @@
 """The variational autoencoder of single-cell counts."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from anndata.compat import DaskArray
 from jaxtyping import Float, Int
 from typing_extensions import override
 
+from scvae_ext.analysis import (
+    Counterfactual,
+    CounterfactualEffect,
+    ExpressionInterval,
+    IntervalCalibration,
+    TestMode,
+    interval_level,
+)
 from scvae_ext.data import CellSource, Registry
 from scvae_ext.likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
 from scvae_ext.models import inference
 from scvae_ext.models.base import BaseModel
+from scvae_ext.models.counterfactual import (
+    abducted_counts,
+    effect_of_settings,
+    groups_of_cells,
+    overlap_with,
+    read_setting,
+    state_shift,
+)
+from scvae_ext.models.differential_expression import (
+    ChangeOptions,
+    DifferentialMode,
+    compare_groups,
+    make_units,
+    sorted_table,
+    write_ranking,
+)
+from scvae_ext.models.groups import select_groups, select_samples
+from scvae_ext.models.intervals import (
+    Replicate,
+    expression_interval,
+    in_batches,
+    measured_calibration,
+    refuse_without_counts,
+    simulate_replicate,
+)
 from scvae_ext.models.options import positive_number, reject_unknown, true_or_false, whole_number
+from scvae_ext.models.other_genes import fit_other_genes
+from scvae_ext.models.pieces import Pieces
 from scvae_ext.models.query import (
     CellSelection,
     GeneSelection,
     select_genes,
     select_options,
 )
-from scvae_ext.modules import VAE, LatentDistribution
-from scvae_ext.nn import BatchRepresentation, DispersionKind, Normalisation
+from scvae_ext.models.results import weights_hash, write_gene_result
+from scvae_ext.modules import VAE, LatentDistribution, PriorKind, Trainable, trainable_bound
+from scvae_ext.nn import BatchRepresentation, DispersionKind, Normalisation, ZeroInflationKind
+from scvae_ext.train import TrainingPlan
 
 __all__ = ["SCVAE"]
 
@@ -50,6 +90,12 @@ class SCVAE(BaseModel):
         Whether an inverse dispersion belongs to a ``"gene"``, ``"gene-batch"``, ``"gene-label"`` or ``"gene-cell"``.
     gene_likelihood
         ``"nb"``, ``"zinb"``, ``"poisson"``, or ``"normal"`` for log-normalised values.
+    zero_inflation
+        What the probability of an extra zero in ``"zinb"`` belongs to: ``"gene-cell"``, ``"gene"``, or ``"logistic"``,
+        a curve of the log mean that all genes share.
+    zero_inflation_prior
+        Parameters :math:`(\alpha, \beta)` of a Beta prior on that probability, each at least one, which weigh as
+        :math:`\alpha + \beta - 2` cells; ``None`` for no prior. The page on the model says what it holds for.
     latent_distribution
         ``"normal"``, or ``"ln"`` for a latent point on the simplex.
     use_observed_lib_size
@@ -62,6 +108,15 @@ class SCVAE(BaseModel):
         ``"one-hot"`` or ``"embedding"``.
     use_batch_norm, use_layer_norm
         Which networks normalise activations so: ``"encoder"``, ``"decoder"``, ``"both"`` or ``"none"``.
+    prior
+        ``"standard"`` normal, or a prior that is learned with the rest: a ``"mixture"`` of Gaussians, or ``"vamp"``,
+        the mixture of the posteriors of learned pseudo-cells (Tomczak and Welling, AISTATS 2018).
+    n_prior_components
+        Number of Gaussians of a learned prior; 20 where ``None``.
+    residual_rank
+        Number of residual factors :math:`u_n \sim \mathcal N(0, I)` that add :math:`L u_n` to the log mean, past the
+        decoder: what genes share beyond z. They are inferred with z, count as latent dimensions in training, and are
+        not part of the latent representation.
     seed
         Seed of the initial weights.
 
@@ -84,6 +139,7 @@ class SCVAE(BaseModel):
     latent_key = "X_scvae"
     expression_key = "scvae_normalized"
     module: VAE
+    _replicate: Replicate | None = None
 
     def __init__(
         self,
@@ -102,6 +158,11 @@ class SCVAE(BaseModel):
         batch_representation: BatchRepresentation = "one-hot",
         use_batch_norm: Normalised = "both",
         use_layer_norm: Normalised = "none",
+        zero_inflation: ZeroInflationKind = "gene-cell",
+        zero_inflation_prior: Sequence[float] | None = None,
+        prior: PriorKind = "standard",
+        n_prior_components: int | None = None,
+        residual_rank: int = 0,
         seed: int = 0,
         **unknown: Any,
     ) -> None:
@@ -120,6 +181,11 @@ class SCVAE(BaseModel):
             "batch_representation": batch_representation,
             "use_batch_norm": use_batch_norm,
             "use_layer_norm": use_layer_norm,
+            "zero_inflation": zero_inflation,
+            "zero_inflation_prior": zero_inflation_prior,
+            "prior": prior,
+            "n_prior_components": n_prior_components,
+            "residual_rank": residual_rank,
         }
         super().__init__(adata, options, seed)
 
@@ -127,6 +193,8 @@ class SCVAE(BaseModel):
     def _make_module(self, registry: Registry, options: Mapping[str, Any]) -> VAE:
         for name in ("use_observed_lib_size", "encode_covariates", "deeply_inject_covariates"):
             true_or_false(name, options[name])
+        # Models saved before there were residual factors have no such option.
+        whole_number("residual_rank", options.get("residual_rank", 0), least=0)
         if registry.size_factor_key is not None and not options["use_observed_lib_size"]:
             raise ValueError(
                 f"use_observed_lib_size=False asks for a latent library size, but size_factor_key="
@@ -137,7 +205,7 @@ class SCVAE(BaseModel):
                 'use_observed_lib_size=False has no meaning for gene_likelihood="normal", whose values are normalised '
                 "by the observed library size: leave it at True."
             )
-        own = ("use_batch_norm", "use_layer_norm")
+        own = ("use_batch_norm", "use_layer_norm", "n_prior_components")
         module = VAE(
             registry.n_genes,
             n_batches=registry.n_batches,
@@ -147,6 +215,7 @@ class SCVAE(BaseModel):
             use_size_factor=registry.size_factor_key is not None,
             encoder_normalisation=_normalisation(options, "encoder"),
             decoder_normalisation=_normalisation(options, "decoder"),
+            **_prior_components(options),
             **{name: value for name, value in options.items() if name not in own},
         )
         if options["gene_likelihood"] in COUNT_LIKELIHOODS:
@@ -157,6 +226,18 @@ class SCVAE(BaseModel):
     def _initialise(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:
         super()._initialise(source, train)
         self.module.initialise_library(source.library_size[train], source.batch[train])
+        if self.module.prior is not None:
+            n_components = len(self.module.prior.logits)
+            if n_components > len(train):
+                raise ValueError(
+                    f"n_prior_components={n_components} is more than the {len(train)} training cells: pass fewer."
+                )
+            chosen = np.random.default_rng(self.seed).choice(train, n_components, replace=False)
+            self.module.initialise_prior(source.minibatch(np.sort(chosen)).to(self.device))
+
+    @override
+    def _trainable(self, plan: TrainingPlan) -> Trainable:
+        return trainable_bound(self.module, plan.objective, plan.n_samples, plan.free_bits)
 
     @override
     def _require_valid(self, source: CellSource) -> None:
@@ -177,7 +258,9 @@ class SCVAE(BaseModel):
         fill_missing_genes: bool = False,
         key_added: str | None = "X_scvae",
         write_subset: bool = False,
-    ) -> Float[np.ndarray, "*samples cells latent"] | tuple[np.ndarray, np.ndarray]:
+        out: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> Float[np.ndarray, "*samples cells latent"] | tuple[np.ndarray, np.ndarray] | Path:
         r"""Return where each cell lies in the latent space: the mean of :math:`q(z \mid x)`, or samples.
 
         Parameters
@@ -205,11 +288,16 @@ class SCVAE(BaseModel):
             Key of ``adata.obsm``; ``None`` writes nothing.
         write_subset
             Whether to write also where only some cells were asked for; the others get NaN.
+        out
+            Path of an AnnData to write instead, ending in ``.h5ad`` or ``.zarr``, some cells at a time: the annotation
+            of the cells in ``obs``, the posterior means in ``obsm[key_added]``. ``adata`` is left as it is.
+        overwrite
+            Whether a file that is there may be replaced.
 
         Returns
         -------
         numpy.ndarray
-            Of shape (cells, n_latent), also in ``adata.obsm[key_added]``, float32.
+            Of shape (cells, n_latent), also in ``adata.obsm[key_added]``, float32; with ``out`` its path.
 
         Raises
         ------
@@ -217,25 +305,110 @@ class SCVAE(BaseModel):
             If the model has not been trained.
         ValueError
             If cells, genes or categories do not fit; the message names them.
+        FileExistsError, OSError
+            If ``out`` exists, or cannot be written; then nothing is left of it.
         """
         if give_mean and n_samples is not None:
             raise ValueError(f"n_samples={n_samples!r} needs give_mean=False: the mean is one value a cell.")
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
-        with inference.evaluating(self.module):
-            if return_dist:
-                return inference.latent_parameters(self.module, cells)
-            if not give_mean:
+        arguments = {"give_mean": give_mean, "mc_samples": mc_samples, "seed": seed}
+        if give_mean and not return_dist:
+            compute = partial(inference.latent_mean, n_samples=whole_number("mc_samples", mc_samples), seed=seed)
+            pieces = Pieces(self.module, cells, compute, self.module.n_latent)
+            if out is not None:
+                slot = ("obsm", key_added or self.latent_key)
+                return self._write_out(out, overwrite, adata, pieces, [], slot, arguments)
+            latent = pieces.in_memory()
+        elif out is not None:
+            raise ValueError("out=... takes the posterior mean alone: leave out give_mean=False and return_dist=True.")
+        else:
+            with inference.evaluating(self.module):
+                if return_dist:
+                    return inference.latent_parameters(self.module, cells)
                 latent = inference.draw_latent(
                     self.module, cells, whole_number("n_samples", 1 if n_samples is None else n_samples), seed
                 )
-                if n_samples is not None:
-                    return latent
-                latent = latent[0]
-            else:
-                latent = inference.latent_mean(self.module, cells, whole_number("mc_samples", mc_samples), seed)
-        arguments = {"give_mean": give_mean, "mc_samples": mc_samples, "seed": seed}
+            if n_samples is not None:
+                return latent
+            latent = latent[0]
         self._write(adata, "obsm", key_added, latent, cells, write_subset, arguments)
         return latent
+
+    def get_residual_factors(
+        self,
+        adata: AnnData | None = None,
+        indices: CellSelection | None = None,
+        batch_size: int | None = None,
+        *,
+        fill_missing_genes: bool = False,
+        key_added: str | None = "X_scvae_residual",
+        write_subset: bool = False,
+    ) -> Float[np.ndarray, "cells residual"]:
+        """Return the posterior mean of each cell's residual factors u, also in ``adata.obsm[key_added]``.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, fill_missing_genes, write_subset
+            As for :meth:`get_latent_representation`.
+        key_added
+            Key of ``adata.obsm``; ``None`` writes nothing.
+
+        Returns
+        -------
+        numpy.ndarray
+            Of shape (cells, residual_rank), float32.
+
+        Raises
+        ------
+        RuntimeError
+            If the model has not been trained.
+        ValueError
+            If it has no residual factors, or as for :meth:`get_latent_representation`.
+        """
+        adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
+        self._require_residual()
+        factors = Pieces(self.module, cells, inference.residual_factors, self.module.residual_rank).in_memory()
+        self._write(adata, "obsm", key_added, factors, cells, write_subset, {})
+        return factors
+
+    def get_residual_loadings(self, *, key_added: str | None = "scvae_residual_loadings") -> pd.DataFrame:
+        """Return by how much each residual factor moves the log mean of each gene, in nats a standard deviation.
+
+        Where expression sums to one over the genes of a cell, only differences between genes matter, and the mean of
+        each factor over genes is taken off. Factors come in no order, and their signs are free. Weight decay shrinks
+        loadings, and the spread of the factors makes up for it in part: compare genes within a factor, not magnitudes.
+
+        Parameters
+        ----------
+        key_added
+            Key of ``varm`` of the model's AnnData, where it has one; ``None`` writes nothing.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Of genes by residual factors, float32; also in ``adata.varm[key_added]``, as an array.
+
+        Raises
+        ------
+        RuntimeError
+            If the model has not been trained.
+        ValueError
+            If it has no residual factors.
+        """
+        self._require_trained()
+        self._require_residual()
+        loadings = self.module.residual_loadings.detach().float().cpu().numpy()
+        if self.registry.size_factor_key is None and self._options["gene_likelihood"] != "normal":
+            loadings = loadings - loadings.mean(axis=0)
+        names = pd.Index(self.registry.var_names)
+        frame = pd.DataFrame(loadings, index=names, columns=[f"residual_{i}" for i in range(loadings.shape[1])])
+        if key_added is not None and self._adata is not None:
+            write_gene_result(self._adata, key_added, frame, self._provenance({}))
+        return frame
+
+    def _require_residual(self) -> None:
+        if not self.module.residual_rank:
+            raise ValueError("The model has no residual factors: build it with residual_rank=1 or more, and train it.")
 
     def get_normalized_expression(
         self,
@@ -249,11 +422,14 @@ class SCVAE(BaseModel):
         return_mean: bool = True,
         return_numpy: bool = False,
         *,
+        interval: float | None = None,
         seed: int = 0,
         fill_missing_genes: bool = False,
         key_added: str | None = "scvae_normalized",
         write_subset: bool = False,
-    ) -> pd.DataFrame | Float[np.ndarray, "*samples cells chosen"]:
+        out: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> pd.DataFrame | ExpressionInterval | Float[np.ndarray, "*samples cells chosen"] | DaskArray | Path:
         r"""Return denoised expression, the posterior mean :math:`\ell\,\mathbb E_{q(z \mid x)}[\rho_g(z, s)]`.
 
         The expectation is over ``n_samples`` draws of standard normal noise, in pairs of opposite sign and the same for
@@ -278,18 +454,26 @@ class SCVAE(BaseModel):
             which depend on ``batch_size`` and on the cells asked for, and are not written.
         return_numpy
             Whether to return an array rather than a data frame of cells by genes.
+        interval
+            Level of intervals to return instead, 0.9 for 90 %, as wide as :meth:`calibrate_intervals` finds they must
+            be: the first call after a training trains a second model. They need neither samples nor a seed.
         key_added
             Key of ``adata.layers``, or of ``adata.obsm`` (a data frame) where only some genes are asked for; ``None``
-            writes nothing.
+            writes nothing. Intervals go to three of them, with ``_lower``, ``_median`` and ``_upper`` appended.
+        out, overwrite
+            As for :meth:`get_latent_representation`; the values are in ``X``, which
+            ``anndata.read_h5ad(out, backed="r")`` leaves on disk.
 
         Returns
         -------
         pandas.DataFrame or numpy.ndarray
-            Of shape (cells, genes), float32; also in ``adata.layers[key_added]``.
+            Of shape (cells, genes), float32; also in ``adata.layers[key_added]``. For a lazy AnnData, whose counts are
+            a Dask array, a Dask array that computes when it is asked to. With ``out`` its path. With ``interval`` an
+            :class:`~scvae_ext.analysis.ExpressionInterval` of three such arrays, in memory.
 
         Raises
         ------
-        RuntimeError, ValueError
+        RuntimeError, ValueError, FileExistsError, OSError
             As for :meth:`get_latent_representation`.
         """
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
@@ -297,20 +481,37 @@ class SCVAE(BaseModel):
             "transform_batch", transform_batch, self.registry.batch_categories, self.registry.batch_key
         )
         genes = select_genes(gene_list, self.registry.var_names)
-        depth = "latent" if library_size == "latent" else positive_number("library_size", library_size)
-        with inference.evaluating(self.module):
-            expression = inference.normalized_expression(
-                self.module,
-                cells,
-                batches,
-                genes,
-                depth,
-                whole_number("n_samples", n_samples),
-                seed,
-                average=return_mean,
-            )
+        depth: float | Literal["latent"] = (
+            "latent" if library_size == "latent" else positive_number("library_size", library_size)
+        )
+        if interval is not None:
+            if not return_mean or return_numpy or out is not None:
+                raise ValueError(
+                    "interval=... returns median and ends of the intervals as one result in memory: leave return_mean, "
+                    "return_numpy and out as they are, or leave interval out."
+                )
+            record = {"transform_batch": [self.registry.batch_categories[batch] for batch in batches] or None}
+            level, targets, replicate = interval_level(interval), in_batches(batches), self._refitted()
+            with inference.evaluating(self.module):
+                calibration = measured_calibration(self.module, replicate, targets)
+                ends = expression_interval(self.module, cells, targets, genes, depth, calibration, level)
+            chosen = self._gene_names(genes)
+            self._write_ends(adata, key_added, ends, chosen, cells, write_subset, record | {"interval": level})
+            return ExpressionInterval(*ends, level, cells.source.obs_names[cells.positions], pd.Index(chosen))
+        compute = partial(
+            inference.normalized_expression,
+            batches=batches,
+            genes=genes,
+            depth=depth,
+            n_samples=whole_number("n_samples", n_samples),
+            seed=seed,
+            average=return_mean,
+        )
         if not return_mean:
-            return expression
+            if out is not None:
+                raise ValueError("out=... takes the mean over samples alone: leave out return_mean=False.")
+            with inference.evaluating(self.module):
+                return compute(self.module, cells)
         names = (
             [self.registry.var_names[gene] for gene in genes] if genes is not None else list(self.registry.var_names)
         )
@@ -321,10 +522,253 @@ class SCVAE(BaseModel):
             "n_samples": n_samples,
             "seed": seed,
         }
+        pieces = Pieces(self.module, cells, compute, len(names))
+        if out is not None:
+            return self._write_out(out, overwrite, adata, pieces, names, None, arguments)
+        expression = pieces.dask_array() if pieces.is_lazy else pieces.in_memory()
         self._write_expression(adata, key_added, expression, names, cells, write_subset, arguments)
-        if return_numpy:
+        if return_numpy or pieces.is_lazy:
             return expression
         return pd.DataFrame(expression, index=cells.source.obs_names[cells.positions], columns=names)
+
+    def calibrate_intervals(
+        self, *, train_options: Mapping[str, Any] | None = None, seed: int | None = None
+    ) -> IntervalCalibration:
+        r"""Find out how wide intervals of expression must be, by a parametric bootstrap.
+
+        The spread of :math:`q(z \mid x)` alone is too narrow: it leaves out that the decoder was estimated, that it is
+        shrunk, and that encoder and family of posteriors are approximate. Therefore counts are simulated from this
+        model, a state drawn from each cell's posterior; a model with the same options is trained on them; and its
+        expression is compared with the one that they were simulated from. The errors, in units of the second model's
+        own spread and by bins of genes, say how wide intervals must be; see
+        :func:`~scvae_ext.analysis.calibrate_intervals`.
+
+        It measures errors of estimation, not those of a wrong model: variation between cells that neither latent state
+        nor likelihood can express is missing. On small data the simulated truth is smoother than the real one, and
+        intervals hold a few per cent less than they say. Methods that need it call this; the result is kept until the
+        model is trained again, and not saved.
+
+        Parameters
+        ----------
+        train_options
+            Arguments of :meth:`train` for the second training, which should be those of the first. By default as many
+            steps as the model itself was trained for.
+        seed
+            Seed of the simulation and of the second model, whose initial weights must be others; one more than that of
+            the model where ``None``.
+
+        Returns
+        -------
+        IntervalCalibration
+            For expression in the setting in which each cell was observed.
+
+        Raises
+        ------
+        ValueError
+            If the likelihood is not one of counts.
+        """
+        adata, cells = self._cells(None, None, None, False)
+        refuse_without_counts(self.module)
+        registry, seed = self.registry, self.seed + 1 if seed is None else whole_number("seed", seed, least=0)
+        with inference.evaluating(self.module):
+            simulated, latent = simulate_replicate(self.module, cells, registry, adata.obs, seed)
+        # Not set up anew: names and scales of the covariates are those of the data, and genes may be without counts.
+        twin = type(self).__new__(type(self))
+        twin._build(registry, self._options, seed)
+        twin.adata = simulated
+        given = {"enable_progress_bar": False, **(train_options or {})}
+        if "max_epochs" not in given and self._history_rows:
+            given.setdefault("max_steps", int(self._history_rows[-1]["step"]))
+        twin.train(**given)
+        twin.to_device(self.device)
+        of_twin = twin._cells(None, None, None, False)[1]
+        mean_counts = np.asarray(simulated.X.mean(axis=0), dtype=np.float64).ravel()
+        self._replicate = Replicate(weights_hash(self.module), twin.module, of_twin, latent, mean_counts)
+        with inference.evaluating(self.module):
+            return measured_calibration(self.module, self._replicate, in_batches([]))
+
+    def counterfactual(
+        self,
+        set: Mapping[str, str | float],
+        adata: AnnData | None = None,
+        indices: CellSelection | None = None,
+        gene_list: GeneSelection | None = None,
+        *,
+        library_size: float | Literal["latent"] = 1.0,
+        level: float = 0.9,
+        shift_within: str | None = None,
+        n_samples: int = 1,
+        batch_size: int | None = None,
+        seed: int = 0,
+        fill_missing_genes: bool = False,
+        key_added: str | None = "scvae_counterfactual",
+        write_subset: bool = False,
+    ) -> Counterfactual:
+        r"""Predict what cells would express if covariates were set to other values.
+
+        The state z and the noise u of each cell are abducted from what was seen, covariates are set in the decoder, and
+        expression and counts predicted (Pearl, Causality, 2009, section 7.1):
+
+        .. math:: z \sim q(z \mid x), \quad u \mid x, z \sim \operatorname{Gamma}(\theta + x, \theta + \ell\rho), \quad
+                  \rho' = \operatorname{decoder}(z, s'), \quad x' \mid u \sim \operatorname{Poisson}(\ell \rho' u)
+
+        Molecules that were seen are kept where expression does not fall, and thinned where it does.
+
+        This holds if covariates act as interventions would, with nothing unmeasured behind both setting and expression,
+        and if z is what the intervention leaves as it is. Two things can be checked and are: whether each cell's state
+        was seen under the setting, and whether z knows the setting (:func:`~scvae_ext.analysis.setting_overlap`).
+
+        Parameters
+        ----------
+        set
+            Value by covariate: the batch key, a categorical or a continuous covariate. Others stay as observed.
+        adata, indices, batch_size, fill_missing_genes, write_subset
+            As for :meth:`get_latent_representation`.
+        gene_list, library_size
+            As for :meth:`get_normalized_expression`.
+        level
+            Share of true values that intervals of expression are to hold, as :meth:`calibrate_intervals` finds it: the
+            first call after a training trains a second model.
+        shift_within
+            Column of the model's ``adata.obs`` with groups of comparable cells, cell types for example. States are then
+            moved by the mean difference between those under the setting and those under the cell's own, averaged over
+            the groups that have both: what the state knows of the setting is carried over as well (latent arithmetic,
+            as in Lotfollahi et al., Nature Methods 16, 715, 2019). Intervals do not hold the error of that shift.
+        n_samples, seed
+            Number of draws of the counts, and their seed.
+        key_added
+            Key of ``adata.layers`` (``adata.obsm`` where only some genes are asked for) for ``_lower``, ``_median`` and
+            ``_upper``, and of ``adata.obs`` for ``_supported``; ``None`` writes nothing.
+
+        Returns
+        -------
+        Counterfactual
+            Expression with intervals, draws of counts, and the checks.
+
+        Raises
+        ------
+        ValueError
+            If a covariate or category is unknown; the message lists what exists.
+
+        Examples
+        --------
+        >>> import scvae_ext as sv
+        >>> adata = sv.datasets.synthetic_counts(200, 50, n_batches=2)
+        >>> sv.SCVAE.setup_anndata(adata, batch_key="batch")
+        >>> model = sv.SCVAE(adata)
+        >>> model.train(max_epochs=5, enable_progress_bar=False)
+        >>> model.counterfactual({"batch": "batch_1"}).median.shape
+        (200, 50)
+        """
+        adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
+        refuse_without_counts(self.module)
+        setting = read_setting("set", set, self.registry)
+        genes = select_genes(gene_list, self.registry.var_names)
+        depth: float | Literal["latent"] = (
+            "latent" if library_size == "latent" else positive_number("library_size", library_size)
+        )
+        level, n_samples = interval_level(level), whole_number("n_samples", n_samples)
+        replicate, own = self._refitted(), self._cells(None, None, None, False)[1]
+        with inference.evaluating(self.module):
+            calibration = measured_calibration(self.module, replicate, setting.targets)
+            shift = None
+            if shift_within is not None:
+                groups = groups_of_cells(self.adata, shift_within, own, "shift_within")[1]
+                shift = state_shift(self.module, own, groups, setting, cells, shift_within)
+            ends = expression_interval(self.module, cells, setting.targets, genes, depth, calibration, level, shift)
+            counts = abducted_counts(self.module, cells, setting, genes, n_samples, seed, shift)
+            overlap = overlap_with(self.module, own, [setting], cells, seed)[0]
+        names = self._gene_names(genes)
+        record = {"set": dict(set), "level": level, "library_size": depth, "shift_within": shift_within}
+        self._write_ends(adata, key_added, ends, names, cells, write_subset, record)
+        if key_added is not None:
+            supported = overlap.is_supported.astype(np.float32)
+            self._write(adata, "obs", f"{key_added}_supported", supported, cells, write_subset, record)
+        obs_names = cells.source.obs_names[cells.positions]
+        return Counterfactual(dict(set), *ends, level, counts, overlap, obs_names, pd.Index(names))
+
+    def counterfactual_effect(
+        self,
+        control: Mapping[str, str | float],
+        treated: Mapping[str, str | float],
+        adata: AnnData | None = None,
+        indices: CellSelection | None = None,
+        groupby: str | None = None,
+        gene_list: GeneSelection | None = None,
+        *,
+        level: float = 0.9,
+        n_samples: int = 10,
+        batch_size: int | None = None,
+        seed: int = 0,
+        fill_missing_genes: bool = False,
+    ) -> CounterfactualEffect:
+        r"""Compare the expression of the same cells under two settings, gene by gene.
+
+        .. math:: \text{lfc}_g = \log_2 \frac{\sum_n \mathbb E_{q(z_n \mid x_n)}[\rho_g(z_n, s_\text{treated})]}
+                  {\sum_n \mathbb E_{q(z_n \mid x_n)}[\rho_g(z_n, s_\text{control})]}
+
+        over the cells of a group, whatever setting they were observed in. Intervals hold the effect on these cells, not
+        that on others of their kind; they are as wide as the errors of a second model that is fitted to counts
+        simulated from this one, by bins of genes. Assumptions and checks are those of :meth:`counterfactual`.
+
+        Parameters
+        ----------
+        control, treated
+            Value by covariate, as for :meth:`counterfactual`; the same covariates in both.
+        adata, indices, batch_size, fill_missing_genes
+            As for :meth:`get_latent_representation`.
+        groupby
+            Column of ``adata.obs`` with groups to compare within; all cells together where ``None``.
+        gene_list
+            Genes, in this order; all where ``None``.
+        level
+            Share of true effects that intervals are to hold.
+        n_samples, seed
+            Samples of the posterior, and their seed.
+
+        Returns
+        -------
+        CounterfactualEffect
+            Nothing is written.
+
+        Raises
+        ------
+        ValueError
+            If a covariate, category or column is unknown, or the two settings set different covariates.
+        """
+        is_own = adata is None or adata is self._adata
+        adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
+        refuse_without_counts(self.module)
+        settings = [read_setting("control", control, self.registry), read_setting("treated", treated, self.registry)]
+        if sorted(control) != sorted(treated):
+            raise ValueError(
+                f"control sets {sorted(control)}, but treated sets {sorted(treated)}: set the same covariates in both."
+            )
+        genes = select_genes(gene_list, self.registry.var_names)
+        level, n_samples = interval_level(level), whole_number("n_samples", n_samples)
+        groups, group_of_cell = groups_of_cells(adata, groupby, cells)
+        replicate, own = self._refitted(), self._cells(None, None, None, False)[1]
+        with inference.evaluating(self.module):
+            means, lfc, half_width = effect_of_settings(
+                self.module, cells, settings, group_of_cell, len(groups), replicate, level, n_samples, seed, is_own
+            )
+            overlaps = overlap_with(self.module, own, settings, cells, seed)
+        chosen = slice(None) if genes is None else genes
+        return CounterfactualEffect(
+            control=dict(control),
+            treated=dict(treated),
+            mean_control=means[0][:, chosen],
+            mean_treated=means[1][:, chosen],
+            lfc=lfc[:, chosen],
+            half_width=half_width[:, chosen],
+            level=level,
+            groups=groups,
+            n_cells=np.bincount(group_of_cell, minlength=len(groups)),
+            overlap_control=overlaps[0],
+            overlap_treated=overlaps[1],
+            group_of_cell=groups.to_numpy()[group_of_cell],
+            var_names=pd.Index(self._gene_names(genes)),
+        )
 
     def get_elbo(
         self,
@@ -491,6 +935,209 @@ class SCVAE(BaseModel):
             draws = inference.predictive_samples(self.module, cells, genes, whole_number("n_samples", n_samples), seed)
         return draws[0] if n_samples == 1 else draws
 
+    def differential_expression(
+        self,
+        adata: AnnData | None = None,
+        groupby: str | None = None,
+        group1: str | Sequence[str] | None = None,
+        group2: str | None = None,
+        idx1: CellSelection | str | None = None,
+        idx2: CellSelection | str | None = None,
+        mode: DifferentialMode = "change",
+        delta: float | None = 0.25,
+        batch_size: int | None = None,
+        all_stats: bool = True,
+        batch_correction: bool = False,
+        batchid1: Sequence[str] | None = None,
+        batchid2: Sequence[str] | None = None,
+        fdr_target: float = 0.05,
+        *,
+        sample_key: str | None = None,
+        layer: str | None = None,
+        n_samples: int = 1,
+        n_samples_overall: int = 500,
+        test_mode: TestMode = "three",
+        cred_interval_lvls: Sequence[float] | None = None,
+        seed: int = 0,
+        fill_missing_genes: bool = False,
+        key_added: str | None = "rank_genes_groups",
+    ) -> pd.DataFrame:
+        r"""Find the genes that differ between groups of cells.
+
+        In mode ``"change"`` the log2 fold change of the *mean* expression of two groups is inferred. The mean of a
+        group is that of the model, :math:`\bar\rho^*`, times the ratio of observed to expected counts, so that a gene
+        whose decoded expression differs only because cells differ in other genes is not taken to differ. Its error
+        comes from the spread between cells, or with ``sample_key`` from the spread between samples: that of the
+        posterior alone does not know of the model's error, and lists chosen by it hold many false discoveries. A prior
+        that all genes share shrinks fold changes; genes are flagged so that the false discovery rate to be expected
+        under the posterior is ``fdr_target``. For zero-inflated likelihoods the extra zeros count as part of the mean.
+
+        Mode ``"vanilla"`` gives the probability that expression in a random cell of group one is above that in a
+        random cell of group two. It describes cells and is no test of means; scvi-tools uses it by default.
+
+        Parameters
+        ----------
+        adata, batch_size, fill_missing_genes
+            As for :meth:`get_latent_representation`.
+        groupby
+            Column of ``adata.obs`` with groups.
+        group1
+            One or several groups; all where ``None``, of which those with fewer than three cells are left out.
+        group2
+            Group to compare each of them with; all other cells where ``None``.
+        idx1, idx2
+            Cells in place of groups: positions, a mask, names, or a query of ``adata.obs`` as
+            :meth:`pandas.DataFrame.query` takes it. Without ``idx2`` all other cells.
+        mode
+            ``"change"`` or ``"vanilla"``.
+        delta
+            Log2 fold change, up or down, above which a gene counts as different. ``None`` takes 0.6 times the mean
+            absolute fold change of the genes that differ under the fitted prior, and no less than 0.1.
+        all_stats
+            Whether to add means of the raw counts.
+        batch_correction
+            Whether to compare cells as if all were measured in the same batches, rather than each in its own: by
+            ``batchid1`` (``batchid2`` must name the same ones), or by all.
+        batchid1, batchid2
+            Batches to average over.
+        fdr_target
+            False discovery rate of the genes that are flagged.
+        sample_key
+            Column of ``adata.obs`` with the sample (donor, animal) of each cell. Samples then are the replicates: the
+            result speaks of new samples rather than of new cells of the same ones. Samples with cells of both groups
+            are compared within themselves. Two are needed at least; six or more make sense.
+        layer
+            Layer of ``adata`` (``"X"`` for ``adata.X``) whose other genes are compared as well, those that the model
+            was not trained on. Their expression is a linear function of the decoder's hidden layer, fitted to their
+            counts in this layer by one pass over the cells; depth stays that of the model's genes. ``None`` compares
+            the model's genes alone.
+        n_samples
+            Draws of the posterior that the expression of a cell is averaged over; one is the mean of the posterior.
+        n_samples_overall
+            Cells drawn from each group in mode ``"vanilla"``; all pairs are compared.
+        test_mode
+            ``"three"``: the likelier of up and down; ``"two"``: both together.
+        cred_interval_lvls
+            Probabilities of credible intervals of the log2 fold change to add.
+        seed
+            Seed of draws.
+        key_added
+            Key of ``adata.uns`` for the structure of :func:`scanpy.tl.rank_genes_groups`, so that
+            :func:`scanpy.get.rank_genes_groups_df` and scanpy's plots read it; ``None`` writes nothing.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Genes of each comparison by descending probability, with columns named as in scvi-tools: ``proba_de``,
+            ``proba_not_de``, ``bayes_factor`` (natural logarithm of the odds), ``scale1`` and ``scale2`` (mean
+            expression per unit of depth), ``delta``, ``lfc_mean``, ``lfc_median``, ``lfc_std`` (posterior of the log2
+            fold change of group one over group two), ``lfc_min`` and ``lfc_max`` (ends of its central 99.9%),
+            ``expected_fdr`` (of the list down to this gene), ``raw_mean1`` and ``raw_mean2`` (counts a cell),
+            ``non_zeros_proportion1``, ``raw_normalized_mean1`` (counts per 10,000), ``is_de_fdr_0.05``,
+            ``comparison``, ``group1``, ``group2``. Mode ``"vanilla"``: ``proba_m1``, ``proba_m2`` in place of the
+            first and of the fold changes.
+
+        Raises
+        ------
+        RuntimeError
+            If the model has not been trained.
+        ValueError
+            If a column, a group, a batch or cells do not exist, groups overlap, or one has fewer than three cells (or
+            two samples); the message lists what exists.
+
+        Warns
+        -----
+        UserWarning
+            If groups are too small, or samples have cells of one group only.
+        """
+        adata, cells = self._cells(adata, None, batch_size, fill_missing_genes)
+        cells.source.require_counts(self._options["gene_likelihood"])
+        options = ChangeOptions(
+            mode,
+            delta,
+            fdr_target,
+            test_mode,
+            tuple(cred_interval_lvls or ()),
+            self._batches_to_compare(true_or_false("batch_correction", batch_correction), batchid1, batchid2),
+            true_or_false("all_stats", all_stats),
+            whole_number("n_samples", n_samples),
+            whole_number("n_samples_overall", n_samples_overall),
+            whole_number("seed", seed, least=0),
+        )
+        groups = select_groups(adata.obs, groupby, group1, group2, idx1, idx2)
+        if sample_key is not None and mode == "vanilla":
+            raise ValueError('sample_key has no meaning in mode="vanilla", which compares cells: use mode="change".')
+        units = make_units(groups, None if sample_key is None else select_samples(adata.obs, sample_key))
+        names = list(self.registry.var_names)
+        with inference.evaluating(self.module):
+            others = None
+            if layer is not None:
+                others = fit_other_genes(self.module, cells, adata, layer, self.registry.var_names)
+                names += others.names
+            tables = compare_groups(self.module, cells, groups, units, options, others)
+        tables = {group: table.set_axis(names) for group, table in tables.items()}
+        arguments = {
+            "groupby": groupby,
+            "group1": list(tables),
+            "group2": group2,
+            "mode": mode,
+            "delta": delta,
+            "batches": [self.registry.batch_categories[batch] for batch in options.batches] or None,
+            "fdr_target": fdr_target,
+            "sample_key": sample_key,
+            "layer": layer,
+            "n_samples": n_samples,
+            "seed": seed,
+        }
+        if key_added is not None:
+            write_ranking(adata, key_added, tables, self._provenance(arguments))
+        return sorted_table(tables)
+
+    def _batches_to_compare(
+        self, correction: bool, batchid1: Sequence[str] | None, batchid2: Sequence[str] | None
+    ) -> list[int]:
+        """Return the batches to decode all cells in, none for the observed ones."""
+        chosen = [
+            select_options(name, asked, self.registry.batch_categories, self.registry.batch_key)
+            for name, asked in (("batchid1", batchid1), ("batchid2", batchid2))
+        ]
+        if not correction:
+            if chosen[0] or chosen[1]:
+                raise ValueError("batchid1 and batchid2 need batch_correction=True.")
+            return []
+        if batchid1 is not None and batchid2 is not None and sorted(chosen[0]) != sorted(chosen[1]):
+            raise ValueError(
+                f"batchid1={list(batchid1)!r} and batchid2={list(batchid2)!r} differ: groups decoded in different "
+                "batches would differ by batch. Name the same ones."
+            )
+        return chosen[0] or chosen[1] or list(range(len(self.registry.batch_categories)))
+
+    def _refitted(self) -> Replicate:
+        """Return the second model that intervals are calibrated by, trained now where these weights have none."""
+        if self._replicate is None or self._replicate.weights != weights_hash(self.module):
+            self.calibrate_intervals()
+        assert self._replicate is not None
+        return self._replicate
+
+    def _gene_names(self, genes: Int[np.ndarray, "chosen"] | None) -> list[str]:
+        names = self.registry.var_names
+        return list(names) if genes is None else [names[gene] for gene in genes]
+
+    def _write_ends(
+        self,
+        adata: AnnData,
+        key: str | None,
+        ends: Sequence[Float[np.ndarray, "cells chosen"]],
+        names: Sequence[str],
+        cells: inference.Cells,
+        write_subset: bool,
+        arguments: Mapping[str, Any],
+    ) -> None:
+        """Write lower end, median and upper end of an interval."""
+        for name, values in zip(("lower", "median", "upper"), ends, strict=True):
+            of_end = None if key is None else f"{key}_{name}"
+            self._write_expression(adata, of_end, values, names, cells, write_subset, arguments)
+
     def _mean_term(
         self,
         term: str,
@@ -506,6 +1153,19 @@ class SCVAE(BaseModel):
         with inference.evaluating(self.module):
             values = inference.elbo_terms(self.module, cells, whole_number("n_samples", n_samples), seed)[term]
         return float(values.mean()) if return_mean else values
+
+
+def _prior_components(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the number of Gaussians of the prior; models saved before there was a choice have neither option."""
+    prior, n_components = options.get("prior", "standard"), options.get("n_prior_components")
+    if n_components is None:
+        return {}
+    if prior == "standard":
+        raise ValueError(
+            f'n_prior_components={n_components!r} has no meaning for prior="standard": leave it out, or pass '
+            'prior="mixture" or prior="vamp".'
+        )
+    return {"n_prior_components": whole_number("n_prior_components", n_components)}
 
 
 def _normalisation(options: Mapping[str, Any], network: str) -> Normalisation:

@@ -1,21 +1,45 @@
 """Generative models: networks and likelihood composed, and the bound that trains them."""
 
 from scvae_ext.modules.autoencoder import DeterministicAutoencoder
+from scvae_ext.modules.bounds import (
+    Bound,
+    FreeBitsElbo,
+    ImportanceWeighted,
+    ImportanceWeightedBound,
+    SampledElbo,
+    held_fixed,
+    trainable_bound,
+)
 from scvae_ext.modules.elbo import elbo, log_importance_weights
 from scvae_ext.modules.outputs import Elbo, Objective, Posterior, SquaredError, VAEOutput
+from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
+from scvae_ext.modules.surrogates import SURROGATES, GradientEstimator
 from scvae_ext.modules.trainable import Trainable
 from scvae_ext.modules.vae import VAE, LatentDistribution
 
 __all__ = [
+    "SURROGATES",
     "VAE",
+    "Bound",
     "DeterministicAutoencoder",
     "Elbo",
+    "FreeBitsElbo",
+    "GradientEstimator",
+    "ImportanceWeighted",
+    "ImportanceWeightedBound",
     "LatentDistribution",
+    "LearnedPrior",
+    "MixturePrior",
     "Objective",
     "Posterior",
+    "PriorKind",
+    "SampledElbo",
     "SquaredError",
     "Trainable",
     "VAEOutput",
+    "VampPrior",
     "elbo",
+    "held_fixed",
     "log_importance_weights",
+    "trainable_bound",
 ]

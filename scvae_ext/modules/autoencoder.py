@@ -48,7 +48,7 @@ class DeterministicAutoencoder(Trainable):
     ) -> None:
         super().__init__()
         self.covariates = CovariateColumns(n_batches, n_categories, n_continuous)
-        self.encoder = MLP(n_genes, n_hidden, n_layers, dropout_rate=dropout_rate)
+        self.encoder = MLP(n_genes, n_hidden, n_layers, dropout_rate=dropout_rate, sparse_input=True)
         self.latent = nn.Linear(n_hidden, n_latent)
         self.decoder = MLP(n_latent, n_hidden, n_layers, self.covariates.n_columns)
         self.head = LogExpressionHead(n_hidden, n_genes, compositional=not use_size_factor)
@@ -71,8 +71,8 @@ class DeterministicAutoencoder(Trainable):
         minibatch
             The cells.
         """
-        x = minibatch.counts.scatter(minibatch.counts.values.log1p())
-        latent: Tensor = self.latent(self.encoder(x, x.new_empty(len(x), 0)))
+        x = minibatch.counts.with_values(minibatch.counts.values.log1p())
+        latent: Tensor = self.latent(self.encoder(x, x.values.new_empty(x.n_cells, 0)))
         return latent
 
     def decode_hidden(

@@ -5,23 +5,29 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Distribution, Normal, kl_divergence
 
 from scvae_ext.likelihoods import Likelihood
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.modules.outputs import Elbo, VAEOutput
+from scvae_ext.types import CellsByLatent, CellValues
 
-__all__ = ["elbo", "log_importance_weights"]
+__all__ = ["divergences", "elbo", "kl_of_dimensions", "log_importance_weights", "log_ratio"]
 
 
 def elbo(
-    output: VAEOutput, likelihood: Likelihood[Any], minibatch: Minibatch, library_prior: Normal | None = None
+    output: VAEOutput,
+    likelihood: Likelihood[Any],
+    minibatch: Minibatch,
+    library_prior: Normal | None = None,
+    pz: Distribution | None = None,
 ) -> Elbo:
     r"""Return the ELBO of each cell, in nats.
 
-    The reconstruction is a Monte Carlo estimate at the sampled latent; both divergences are in closed form,
-    :math:`\operatorname{KL}(\mathcal N(\mu, \sigma^2) \,\|\, \mathcal N(0, 1)) = (\mu^2 + \sigma^2 - 1)/2 - \log\sigma`
-    per dimension. Source: Kingma and Welling, ICLR 2014, equation 3 and appendix B.
+    The reconstruction is a Monte Carlo estimate at the sampled latent. Divergences from Gaussian priors are in closed
+    form; for another prior, :math:`\operatorname{KL}(q \,\|\, p) = -\operatorname H(q) - \mathbb E_q[\log p(z)]` with
+    the entropy in closed form and the expectation at the sample. Source: Kingma and Welling, ICLR 2014, equation 3
+    and appendix B.
 
     Parameters
     ----------
@@ -33,16 +39,49 @@ def elbo(
         The cells.
     library_prior
         Prior of the log library size of each cell, where it is latent.
+    pz
+        Prior of the latent, where it is not standard normal.
     """
-    qz = output.posterior.qz
-    kl = (0.5 * (qz.loc.square() + qz.scale.square() - 1.0) - qz.scale.log()).sum(-1)
-    q_library = output.posterior.log_library
-    kl_library = None if q_library is None or library_prior is None else kl_divergence(q_library, library_prior)
+    kl, kl_library = divergences(output, library_prior, pz)
     return Elbo(likelihood.reconstruction(output.px, minibatch), kl, kl_library)
 
 
+def divergences(
+    output: VAEOutput, library_prior: Normal | None = None, pz: Distribution | None = None
+) -> tuple[Float[Tensor, "*samples cells"], CellValues | None]:
+    """Return the divergences of the posteriors of latent and of library size from their priors, in nats.
+
+    Parameters
+    ----------
+    output, library_prior, pz
+        As for :func:`elbo`.
+    """
+    qz, q_library = output.posterior.qz, output.posterior.log_library
+    kl = kl_of_dimensions(qz).sum(-1) if pz is None else -qz.entropy().sum(-1) - pz.log_prob(output.latent)
+    return kl, None if q_library is None or library_prior is None else kl_divergence(q_library, library_prior)
+
+
+def kl_of_dimensions(qz: Normal) -> CellsByLatent:
+    r"""Return the divergence of each latent dimension from a standard normal prior, in nats.
+
+    .. math::
+        \operatorname{KL}(\mathcal N(\mu, \sigma^2) \,\|\, \mathcal N(0, 1)) =
+        \tfrac12 (\mu^2 + \sigma^2 - 1) - \log\sigma
+
+    Parameters
+    ----------
+    qz
+        Posterior of each cell.
+    """
+    return 0.5 * (qz.loc.square() + qz.scale.square() - 1.0) - qz.scale.log()
+
+
 def log_importance_weights(
-    output: VAEOutput, likelihood: Likelihood[Any], minibatch: Minibatch, library_prior: Normal | None = None
+    output: VAEOutput,
+    likelihood: Likelihood[Any],
+    minibatch: Minibatch,
+    library_prior: Normal | None = None,
+    pz: Distribution | None = None,
 ) -> Float[Tensor, "*samples cells"]:
     r"""Return :math:`\log p(x \mid z) + \log p(z) - \log q(z \mid x)` at each sample, in nats.
 
@@ -51,13 +90,30 @@ def log_importance_weights(
 
     Parameters
     ----------
-    output, likelihood, minibatch, library_prior
+    output, likelihood, minibatch, library_prior, pz
         As for :func:`elbo`.
     """
-    prior = Normal(torch.zeros_like(output.posterior.qz.loc), 1.0, validate_args=False)
     weights: Tensor = likelihood.reconstruction(output.px, minibatch)
-    weights = weights + (prior.log_prob(output.latent) - output.posterior.qz.log_prob(output.latent)).sum(-1)
+    weights = weights + log_ratio(output, pz)
     q_library = output.posterior.log_library
     if q_library is not None and library_prior is not None and output.log_library is not None:
         weights = weights + library_prior.log_prob(output.log_library) - q_library.log_prob(output.log_library)
     return weights
+
+
+def log_ratio(output: VAEOutput, pz: Distribution | None = None) -> Float[Tensor, "*samples cells"]:
+    r"""Return :math:`\log p(z) - \log q(z \mid x)` at each sample, in nats.
+
+    Parameters
+    ----------
+    output, pz
+        As for :func:`elbo`.
+    """
+    log_qz = output.posterior.qz.log_prob(output.latent)
+    ratio: Tensor
+    if pz is None:
+        standard = Normal(torch.zeros_like(output.posterior.qz.loc), 1.0, validate_args=False)
+        ratio = (standard.log_prob(output.latent) - log_qz).sum(-1)
+    else:
+        ratio = pz.log_prob(output.latent) - log_qz.sum(-1)
+    return ratio

@@ -19,7 +19,8 @@ class Posterior:
     Parameters
     ----------
     qz
-        Diagonal Gaussian over the latent coordinates, before any map onto the simplex.
+        Diagonal Gaussian over the latent coordinates, before any map onto the simplex, and the residual factors behind
+        them.
     log_library
         Gaussian over the log library size, or ``None`` where the library size is observed.
     """
@@ -80,13 +81,13 @@ class Elbo(Objective):
     reconstruction
         Log-likelihood at the sample.
     kl
-        Divergence of the latent posterior from its prior.
+        Divergence of the latent posterior from its prior; at each sample where it has no closed form.
     kl_library
         Divergence of the library size's posterior from its prior, or ``None`` where the library size is observed.
     """
 
     reconstruction: Float[Tensor, "*samples cells"]
-    kl: CellValues
+    kl: Float[Tensor, "*#samples cells"]
     kl_library: CellValues | None = None
 
     def score(self, kl_weight: float = 1.0) -> Float[Tensor, "*samples cells"]:

@@ -6,22 +6,27 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, Normal
+from torch.distributions import Distribution, MixtureSameFamily, Normal
 from typing_extensions import override
 
 from scvae_ext.likelihoods import GeneLikelihood, GeneStatistics, depth, make_likelihood
-from scvae_ext.minibatch import Minibatch
+from scvae_ext.minibatch import Minibatch, SparseCounts
 from scvae_ext.modules.elbo import elbo, log_importance_weights
 from scvae_ext.modules.outputs import Elbo, Posterior, VAEOutput
+from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
 from scvae_ext.modules.trainable import Trainable
 from scvae_ext.nn import (
     MLP,
+    RESIDUAL_SCALE,
     BatchRepresentation,
     CovariateColumns,
     DispersionKind,
     Encoder,
+    ExpressionHead,
     LibraryEncoder,
+    LogExpressionHead,
     Normalisation,
+    ZeroInflationKind,
 )
 from scvae_ext.types import CellIndices, CellsByHidden, CellValues
 
@@ -30,16 +35,20 @@ __all__ = ["VAE", "LatentDistribution"]
 LatentDistribution = Literal["normal", "ln"]
 
 MIN_LIBRARY_VARIANCE = 1e-4
+N_PRIOR_COMPONENTS = 20
 
 
 class VAE(Trainable):
-    r"""Encoder, standard normal prior, decoder and likelihood.
+    r"""Encoder, prior, decoder and likelihood.
 
     .. math::
-        z \sim \mathcal N(0, I), \qquad h = \operatorname{decoder}(z, s), \qquad
+        z \sim p(z) = \mathcal N(0, I), \qquad h = \operatorname{decoder}(z, s), \qquad
         x_g \mid z \sim p(x_g \mid \ell\,\rho_g(h), \dots)
 
-    with batch and covariates :math:`s`, library size :math:`\ell` and expression :math:`\rho`.
+    with batch and covariates :math:`s`, library size :math:`\ell` and expression :math:`\rho`. With a residual rank r,
+    factors :math:`u \sim \mathcal N(0, I_r)` follow z in the encoder's posterior and in every sample of it. They pass
+    by the decoder: the heads of expression read :math:`(h, u)`, so that the log mean (before the softmax) has the term
+    :math:`L u`.
 
     Parameters
     ----------
@@ -49,7 +58,7 @@ class VAE(Trainable):
         Units of a hidden layer, latent dimensions, hidden layers of encoder and of decoder.
     dropout_rate
         Dropout of the encoder.
-    dispersion, gene_likelihood
+    dispersion, gene_likelihood, zero_inflation, zero_inflation_prior
         As for :func:`~scvae_ext.likelihoods.make_likelihood`.
     latent_distribution
         ``"normal"``, or ``"ln"``: the Gaussian sample is mapped onto the simplex by a softmax.
@@ -61,6 +70,13 @@ class VAE(Trainable):
         Whether the encoder sees the covariates, whether every layer does, and how batches are represented.
     encoder_normalisation, decoder_normalisation
         ``"batch"``, ``"layer"`` or ``"none"``.
+    prior
+        ``"standard"`` normal, or a learned one: a ``"mixture"`` of Gaussians, or ``"vamp"``, a mixture of the
+        posteriors of pseudo-cells.
+    n_prior_components
+        Number of Gaussians of a learned prior.
+    residual_rank
+        r, number of residual factors.
     """
 
     monitor = "elbo"
@@ -90,14 +106,23 @@ class VAE(Trainable):
         batch_representation: BatchRepresentation = "one-hot",
         encoder_normalisation: Normalisation = "batch",
         decoder_normalisation: Normalisation = "batch",
+        prior: PriorKind = "standard",
+        n_prior_components: int = N_PRIOR_COMPONENTS,
+        zero_inflation: ZeroInflationKind = "gene-cell",
+        zero_inflation_prior: Sequence[float] | None = None,
+        residual_rank: int = 0,
     ) -> None:
         super().__init__()
+        if prior not in get_args(PriorKind):
+            raise ValueError(f'prior={prior!r} is not known: use "standard", "mixture" or "vamp".')
         if latent_distribution not in get_args(LatentDistribution):
             raise ValueError(f'latent_distribution={latent_distribution!r} is not known: use "normal" or "ln".')
         if batch_representation not in get_args(BatchRepresentation):
             raise ValueError(
                 f'batch_representation={batch_representation!r} is not known: use "one-hot" or "embedding".'
             )
+        self.n_latent = n_latent
+        self.residual_rank = residual_rank
         self.latent_distribution = latent_distribution
         self.encode_covariates = encode_covariates
         self.covariates = CovariateColumns(n_batches, n_categories, n_continuous, batch_representation)
@@ -105,7 +130,7 @@ class VAE(Trainable):
         self.encoder = Encoder(
             n_genes,
             n_hidden,
-            n_latent,
+            n_latent + residual_rank,
             n_layers,
             n_encoder_covariates,
             inject_everywhere=deeply_inject_covariates,
@@ -128,6 +153,9 @@ class VAE(Trainable):
             n_batches=n_batches,
             n_labels=n_labels,
             compositional=not use_size_factor,
+            zero_inflation=zero_inflation,
+            zero_inflation_prior=zero_inflation_prior,
+            n_residual=residual_rank,
         )
         self.library_encoder: LibraryEncoder | None = None
         if not use_observed_lib_size and not use_size_factor:
@@ -140,6 +168,11 @@ class VAE(Trainable):
             )
             self.register_buffer("library_log_means", torch.zeros(n_batches))
             self.register_buffer("library_log_variances", torch.ones(n_batches))
+        self.prior: LearnedPrior | None = None
+        if prior == "mixture":
+            self.prior = MixturePrior(n_prior_components, n_latent, residual_rank)
+        elif prior == "vamp":
+            self.prior = VampPrior(n_prior_components, n_genes, n_encoder_covariates, residual_rank)
 
     def initialise(self, statistics: GeneStatistics) -> None:
         """Start the likelihood from moments of the data.
@@ -168,38 +201,83 @@ class VAE(Trainable):
             # A batch whose cells all have one size still needs a proper prior.
             self.library_log_variances[row] = of_batch.var(correction=0).clamp_min(MIN_LIBRARY_VARIANCE)
 
+    def initialise_prior(self, minibatch: Minibatch) -> None:
+        """Start the pseudo-cells of the ``"vamp"`` prior from real cells; nothing to do for other priors.
+
+        Parameters
+        ----------
+        minibatch
+            As many cells as the prior has components.
+        """
+        if isinstance(self.prior, VampPrior):
+            x, covariates = self._encoder_input(minibatch)
+            self.prior.initialise(x.dense(), covariates)
+
+    def pz(self) -> MixtureSameFamily | None:
+        """Return p(z), or ``None`` for the standard normal, from which divergences have a closed form.
+
+        It is that of samples as they are encoded: residual factors, if there are any, follow z, and are standard
+        normal.
+        """
+        return None if self.prior is None else self.prior(self.encoder)
+
+    def sample_prior(self, n_samples: int, generator: torch.Generator | None = None) -> Float[Tensor, "samples state"]:
+        """Draw latent points from the prior, before any map onto the simplex, with residual factors behind them.
+
+        Parameters
+        ----------
+        n_samples
+            Number of points.
+        generator
+            Source of randomness.
+        """
+        if self.prior is not None:
+            return self.prior.sample(self.encoder, n_samples, generator)
+        last = self.encoder.mean
+        return torch.randn(n_samples, last.out_features, generator=generator, device=last.weight.device)
+
+    def _encoder_input(self, minibatch: Minibatch) -> tuple[SparseCounts, Float[Tensor, "cells covariates"]]:
+        x = minibatch.counts.with_values(minibatch.counts.values.log1p())
+        return x, self.covariates(minibatch) if self.encode_covariates else x.values.new_empty(x.n_cells, 0)
+
     def encode(self, minibatch: Minibatch) -> Posterior:
-        """Return the variational posterior of each cell.
+        """Return the variational posterior of each cell; residual factors, if there are any, follow z.
 
         Parameters
         ----------
         minibatch
             The cells.
         """
-        x = minibatch.counts.scatter(minibatch.counts.values.log1p())
-        covariates = self.covariates(minibatch) if self.encode_covariates else x.new_empty(len(x), 0)
+        x, covariates = self._encoder_input(minibatch)
         qz = self.encoder(x, covariates)
         if self.library_encoder is None:
             return Posterior(qz, None)
         return Posterior(qz, self.library_encoder(x, covariates, minibatch.library_size.log()))
 
-    def to_latent(self, sample: Float[Tensor, "*samples cells latent"]) -> Float[Tensor, "*samples cells latent"]:
+    def to_latent(self, sample: Float[Tensor, "*samples cells state"]) -> Float[Tensor, "*samples cells latent"]:
         """Map a Gaussian sample to the latent space: itself, or a point of the simplex for ``"ln"``.
 
         Parameters
         ----------
         sample
-            Sample of the Gaussian posterior or prior.
+            Sample of the Gaussian posterior or prior, of which residual factors are left out.
         """
-        return sample.softmax(dim=-1) if self.latent_distribution == "ln" else sample
+        latent = sample[..., : self.n_latent]
+        return latent.softmax(dim=-1) if self.latent_distribution == "ln" else latent
+
+    @property
+    def residual_loadings(self) -> Float[Tensor, "genes residual"]:
+        """Loadings L, what residual factors of one add to the log mean of each gene."""
+        heads = (ExpressionHead, LogExpressionHead)
+        return next(module.residual_loadings for module in self.likelihood.modules() if isinstance(module, heads))
 
     def decode_hidden(
         self,
-        sample: Float[Tensor, "*samples cells latent"],
+        sample: Float[Tensor, "*samples cells state"],
         minibatch: Minibatch,
         batch: CellIndices | None = None,
     ) -> Float[Tensor, "*samples cells hidden"]:
-        """Return the decoder's activations.
+        """Return the decoder's activations, and behind them the residual factors.
 
         Parameters
         ----------
@@ -211,7 +289,9 @@ class VAE(Trainable):
             Batches to use in place of the observed ones.
         """
         hidden: Tensor = self.decoder(self.to_latent(sample), self.covariates(minibatch, batch))
-        return hidden
+        if not self.residual_rank:
+            return hidden
+        return torch.cat([hidden, RESIDUAL_SCALE * sample[..., self.n_latent :]], dim=-1)
 
     def depth(self, minibatch: Minibatch, log_library: Tensor | None) -> Float[Tensor, "*samples cells"]:
         """Return what expression is multiplied with: size factor, latent or observed library size.
@@ -227,7 +307,7 @@ class VAE(Trainable):
 
     def decode(
         self,
-        sample: Float[Tensor, "*samples cells latent"],
+        sample: Float[Tensor, "*samples cells state"],
         minibatch: Minibatch,
         log_library: Tensor | None = None,
         batch: CellIndices | None = None,
@@ -308,7 +388,7 @@ class VAE(Trainable):
             As for :meth:`forward`.
         """
         output = self(minibatch, n_samples, generator)
-        return elbo(output, self.likelihood, minibatch, self.library_prior(minibatch))
+        return elbo(output, self.likelihood, minibatch, self.library_prior(minibatch), self.pz())
 
     def log_importance_weights(
         self, minibatch: Minibatch, n_samples: int, generator: torch.Generator | None = None
@@ -321,7 +401,7 @@ class VAE(Trainable):
             As for :meth:`forward`.
         """
         output = self(minibatch, n_samples, generator)
-        return log_importance_weights(output, self.likelihood, minibatch, self.library_prior(minibatch))
+        return log_importance_weights(output, self.likelihood, minibatch, self.library_prior(minibatch), self.pz())
 
 
 def reparameterised_sample(

@@ -2,11 +2,14 @@
 
 from scvae_ext.nn.covariates import BatchRepresentation, CovariateColumns
 from scvae_ext.nn.encoder import Encoder, LibraryEncoder
-from scvae_ext.nn.heads import Dispersion, DispersionKind, ExpressionHead, LogExpressionHead, ZeroInflationHead
+from scvae_ext.nn.heads import RESIDUAL_SCALE, Dispersion, DispersionKind, ExpressionHead, LogExpressionHead
 from scvae_ext.nn.mlp import MLP, Normalisation
+from scvae_ext.nn.sparse_linear import SparseLinear
+from scvae_ext.nn.zero_inflation import ZeroInflationHead, ZeroInflationKind
 
 __all__ = [
     "MLP",
+    "RESIDUAL_SCALE",
     "BatchRepresentation",
     "CovariateColumns",
     "Dispersion",
@@ -16,5 +19,7 @@ __all__ = [
     "LibraryEncoder",
     "LogExpressionHead",
     "Normalisation",
+    "SparseLinear",
     "ZeroInflationHead",
+    "ZeroInflationKind",
 ]

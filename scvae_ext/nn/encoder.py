@@ -5,7 +5,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from scvae_ext.minibatch import SparseCounts
 from scvae_ext.nn.mlp import MLP, Normalisation
+from scvae_ext.nn.precision import full_precision
 
 __all__ = ["Encoder", "LibraryEncoder"]
 
@@ -47,23 +49,26 @@ class Encoder(nn.Module):
             inject_everywhere=inject_everywhere,
             normalisation=normalisation,
             dropout_rate=dropout_rate,
+            sparse_input=True,
         )
         self.mean = nn.Linear(n_hidden, n_out)
         self.log_variance = nn.Linear(n_hidden, n_out)
 
-    def forward(self, x: Float[Tensor, "cells n_in"], covariates: Float[Tensor, "cells covariates"]) -> Normal:
+    def forward(
+        self, x: Float[Tensor, "cells n_in"] | SparseCounts, covariates: Float[Tensor, "cells covariates"]
+    ) -> Normal:
         """Return the posterior of each cell, of batch shape (cells, dimensions).
 
         Parameters
         ----------
         x
-            Transformed counts.
+            Transformed counts, dense or sparse.
         covariates
             Covariate columns.
         """
         hidden = self.mlp(x, covariates)
-        log_variance = self.log_variance(hidden).clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
-        return Normal(self.mean(hidden), torch.exp(0.5 * log_variance), validate_args=False)
+        log_variance = full_precision(self.log_variance(hidden)).clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+        return Normal(full_precision(self.mean(hidden)), torch.exp(0.5 * log_variance), validate_args=False)
 
 
 class LibraryEncoder(nn.Module):
@@ -90,7 +95,15 @@ class LibraryEncoder(nn.Module):
         dropout_rate: float = 0.1,
     ) -> None:
         super().__init__()
-        self.mlp = MLP(n_in, n_hidden, 1, n_covariates, normalisation=normalisation, dropout_rate=dropout_rate)
+        self.mlp = MLP(
+            n_in,
+            n_hidden,
+            1,
+            n_covariates,
+            normalisation=normalisation,
+            dropout_rate=dropout_rate,
+            sparse_input=True,
+        )
         self.offset = nn.Linear(n_hidden, 1)
         self.log_variance = nn.Linear(n_hidden, 1)
         with torch.no_grad():
@@ -101,7 +114,7 @@ class LibraryEncoder(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "cells n_in"],
+        x: Float[Tensor, "cells n_in"] | SparseCounts,
         covariates: Float[Tensor, "cells covariates"],
         log_library_size: Float[Tensor, "cells"],
     ) -> Normal:
@@ -115,6 +128,7 @@ class LibraryEncoder(nn.Module):
             Log of the observed total counts.
         """
         hidden = self.mlp(x, covariates)
-        offset = self.MAX_LOG_OFFSET * torch.tanh(self.offset(hidden).squeeze(-1) / self.MAX_LOG_OFFSET)
-        log_variance = self.log_variance(hidden).squeeze(-1).clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+        offset = self.MAX_LOG_OFFSET * torch.tanh(full_precision(self.offset(hidden)).squeeze(-1) / self.MAX_LOG_OFFSET)
+        log_variance = full_precision(self.log_variance(hidden)).squeeze(-1)
+        log_variance = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
         return Normal(log_library_size + offset, torch.exp(0.5 * log_variance), validate_args=False)

@@ -5,6 +5,9 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from scvae_ext.minibatch import SparseCounts
+from scvae_ext.nn.sparse_linear import SparseLinear
+
 __all__ = ["MLP", "Normalisation"]
 
 Normalisation = Literal["batch", "layer", "none"]
@@ -16,20 +19,26 @@ class _Layer(nn.Module):
     """Linear map of the input and of the covariates, normalisation, ReLU, dropout."""
 
     def __init__(
-        self, n_in: int, n_out: int, n_covariates: int, normalisation: Normalisation, dropout_rate: float
+        self,
+        n_in: int,
+        n_out: int,
+        n_covariates: int,
+        normalisation: Normalisation,
+        dropout_rate: float,
+        sparse: bool,
     ) -> None:
         super().__init__()
         # Batch normalisation subtracts any bias again: a bias before it would never receive a gradient.
-        self.linear = nn.Linear(n_in, n_out, bias=normalisation != "batch")
+        self.linear = (SparseLinear if sparse else nn.Linear)(n_in, n_out, bias=normalisation != "batch")
         self.covariates = nn.Linear(n_covariates, n_out, bias=False) if n_covariates else None
         self.batch_norm = nn.BatchNorm1d(n_out, eps=BATCH_NORM_EPS) if normalisation == "batch" else None
         self.layer_norm = nn.LayerNorm(n_out) if normalisation == "layer" else None
         self.dropout_rate = dropout_rate
 
     def forward(
-        self, x: Float[Tensor, "*samples cells n_in"], covariates: Float[Tensor, "cells covariates"]
+        self, x: Float[Tensor, "*samples cells n_in"] | SparseCounts, covariates: Float[Tensor, "cells covariates"]
     ) -> Float[Tensor, "*samples cells hidden"]:
-        hidden = self.linear(x)
+        hidden: Tensor = self.linear(x)
         if self.covariates is not None:
             hidden = hidden + self.covariates(covariates)
         if self.batch_norm is not None:
@@ -54,6 +63,8 @@ class MLP(nn.Module):
         What follows each linear map.
     dropout_rate
         Probability that a unit is left out in training.
+    sparse_input
+        Whether the input may be sparse counts.
     """
 
     def __init__(
@@ -66,6 +77,7 @@ class MLP(nn.Module):
         inject_everywhere: bool = True,
         normalisation: Normalisation = "batch",
         dropout_rate: float = 0.0,
+        sparse_input: bool = False,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
@@ -75,22 +87,24 @@ class MLP(nn.Module):
                 n_covariates if inject_everywhere or depth == 0 else 0,
                 normalisation,
                 dropout_rate,
+                sparse_input and depth == 0,
             )
             for depth in range(n_layers)
         )
 
     def forward(
-        self, x: Float[Tensor, "*samples cells n_in"], covariates: Float[Tensor, "cells covariates"]
+        self, x: Float[Tensor, "*samples cells n_in"] | SparseCounts, covariates: Float[Tensor, "cells covariates"]
     ) -> Float[Tensor, "*samples cells hidden"]:
         """Return the activations of the last layer.
 
         Parameters
         ----------
         x
-            Input of each cell, with any number of leading axes of samples.
+            Input of each cell, with any number of leading axes of samples, or sparse counts.
         covariates
             Covariate columns of each cell.
         """
-        for layer in self.layers:
-            x = layer(x, covariates)
-        return x
+        hidden: Tensor = self.layers[0](x, covariates)
+        for layer in self.layers[1:]:
+            hidden = layer(hidden, covariates)
+        return hidden

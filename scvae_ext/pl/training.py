@@ -9,7 +9,11 @@ from matplotlib.axes import Axes
 
 __all__ = ["history"]
 
-_UNITS = {"elbo": "ELBO (nats per cell)", "mse": "Mean squared error"}
+_UNITS = {
+    "elbo": "ELBO (nats per cell)",
+    "iwae": "Importance-weighted bound (nats per cell)",
+    "mse": "Mean squared error",
+}
 _LOWER_IS_BETTER = frozenset({"kl", "kl_library", "mse"})
 _COLORS = {"train": "#0072B2", "validation": "#D55E00"}
 

@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -37,6 +38,16 @@ class BestWeights(Callback):
         """Copy the weights where the score is the best so far."""
         if not trainer.sanity_checking and self.name in trainer.callback_metrics:
             self.consider(float(trainer.callback_metrics[self.name]))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score the final weights, where training did not end on a validation."""
+        if isinstance(pl_module, TrainingModule):
+            held_out = trainer.datamodule.val_dataloader() if trainer.enable_validation else ()  # type: ignore[attr-defined]
+            self.consider(pl_module.finish(held_out))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the best weights back, in the process that has trained: from there they reach one that waits for it."""
+        self.restore()
 
     def consider(self, score: float | None) -> None:
         """Copy the weights where the score is the best so far.
@@ -154,17 +165,35 @@ class GentleInterrupt(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen, where signals can be listened to."""
-        if self._listens:
 
-            def stop(number: int, frame: FrameType | None) -> None:
-                if self.interrupted:
-                    raise KeyboardInterrupt
-                self.interrupted = True
+        def stop() -> None:
+            if trainer.world_size > 1 and isinstance(pl_module, TrainingModule):
+                # All processes have to stop at the same block.
+                pl_module.stop_requested = True
+            else:
                 trainer.should_stop = True
 
+        self._listen(stop)
+
+    def wait_for_others(self) -> None:
+        """Leave the first Ctrl-C to the processes that train, which a terminal or a notebook sends it to as well."""
+        self._listen(lambda: None)
+
+    def _listen(self, at_first: Callable[[], None]) -> None:
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            at_first()
+
+        if self._listens:
             signal.signal(signal.SIGINT, stop)
 
     def release(self) -> None:
         """Give the signal back to whoever had it."""
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A spawned process has the default handler to give back.
+        return {"interrupted": False, "_listens": self._listens, "_previous": None}

@@ -1,35 +1,40 @@
 """One training run, from a plan to trained weights."""
 
 import inspect
-import logging
 import math
-import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from scvae_ext.data import CellSource
+from scvae_ext.heap import keep_freed_memory
 from scvae_ext.modules import Trainable
 from scvae_ext.train.callbacks import BestWeights, GentleInterrupt, PatientEarlyStopping, TrainingBar
 from scvae_ext.train.data_module import CellDataModule
 from scvae_ext.train.errors import TrainingDivergedError
+from scvae_ext.train.given_data import GivenData
+from scvae_ext.train.global_state import kept_global_state
 from scvae_ext.train.history import History
 from scvae_ext.train.lightning_module import TrainingModule
 from scvae_ext.train.plan import TrainingPlan
+from scvae_ext.train.processes import (
+    count_processes,
+    divergence_in,
+    forks_or_spawns,
+    make_trainer,
+    require_enough_cells,
+)
 
 __all__ = ["check_trainer_options", "fit"]
 
 MINIBATCHES_PER_BLOCK = 16
-CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")
+PRECISIONS = (None, 32, "32", "32-true", "bf16-mixed", "bf16")
 # Options of a Trainer that make no sense where a batch of its loop is a block of updates, and what to pass instead.
 INSTEAD = {
     "accumulate_grad_batches": "pass a larger batch_size",
@@ -42,6 +47,7 @@ INSTEAD = {
     "min_epochs": "pass early_stopping=False",
     "reload_dataloaders_every_n_epochs": "leave it out",
     "use_distributed_sampler": "leave it out",
+    "sync_batchnorm": "leave it out; each process normalises its own minibatches, as a single one does",
 }
 
 
@@ -59,6 +65,8 @@ def check_trainer_options(options: Mapping[str, Any], known: Sequence[str]) -> N
     ------
     TypeError
         If an option does not exist, naming the nearest that do, or makes no sense here, naming what to pass instead.
+    ValueError
+        If ``precision`` is neither float32 nor ``"bf16-mixed"``.
     """
     valid = [name for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
     for name in options:
@@ -70,6 +78,11 @@ def check_trainer_options(options: Mapping[str, Any], known: Sequence[str]) -> N
                 f"Did you mean {' or '.join(near)}?" if near else "See the signature of train() for those that exist."
             )
             raise TypeError(f"train() got an unknown option {name!r}. {hint}")
+    if options.get("precision") not in PRECISIONS:
+        raise ValueError(
+            f'precision={options["precision"]!r} is not offered: pass "bf16-mixed", which computes matrix products in '
+            "bfloat16 and the likelihood in float32, or leave it out for float32 throughout."
+        )
 
 
 def fit(
@@ -84,10 +97,13 @@ def fit(
     callbacks: Sequence[Callback] = (),
     progress_bar: bool = True,
     trainer_options: Mapping[str, Any] | None = None,
+    datamodule: LightningDataModule | None = None,
 ) -> bool:
-    """Train a module in place and leave it on the CPU, in evaluation mode, with the best weights.
+    """Train a module in place and leave it on its device, in evaluation mode, with the best weights.
 
-    Global state (random seeds, warning filters, logging levels) is as before afterwards.
+    Global state (random seeds, warning filters, logging levels, number of threads) is as before afterwards. Where
+    several processes train together, each makes its updates with ``plan.batch_size`` cells of its own and the mean of
+    the gradients, and all of them end with the same weights and the same history.
 
     Parameters
     ----------
@@ -109,6 +125,8 @@ def fit(
         Whether to show one.
     trainer_options
         Further options of :class:`lightning.Trainer`.
+    datamodule
+        Where minibatches come from instead; ``train`` then only says how many training cells there are.
 
     Returns
     -------
@@ -118,59 +136,71 @@ def fit(
     Raises
     ------
     TrainingDivergedError
-        If the objective is not finite; the module then has the best weights seen before.
+        If the objective is not finite; the module then has the best weights seen before, or those of the start where
+        there was no validation or training took place in processes of its own.
+    RuntimeError, ValueError
+        If the processes cannot be started, or the strategy splits the parameters.
     """
-    steps_per_epoch = math.ceil(len(train) / plan.batch_size)
+    n_processes = count_processes(trainer_options or {})
+    require_enough_cells(len(train), n_processes)
+    steps_per_epoch = math.ceil(len(train) / (plan.batch_size * n_processes))
     per_block = min(MINIBATCHES_PER_BLOCK, steps_per_epoch, plan.validate_every)
-    data = CellDataModule(
-        source,
-        train,
-        validation,
-        batch_size=plan.batch_size,
-        minibatches_per_block=per_block,
-        seed=seed,
-        first_epoch=int(history.last("epoch")),
+    data = (
+        CellDataModule(
+            source,
+            train,
+            validation,
+            batch_size=plan.batch_size,
+            minibatches_per_block=per_block,
+            seed=seed,
+            first_epoch=int(history.last("epoch")),
+        )
+        if datamodule is None
+        else GivenData(datamodule, n_genes=source.n_genes, minibatches_per_block=per_block)
     )
+    validates = data.validates if isinstance(data, GivenData) else len(validation) > 0
     lightning_module = TrainingModule(module, plan, history, len(train), seed)
     best = BestWeights(module)
     interrupt = GentleInterrupt()
     own_callbacks: list[Callback] = [best, interrupt]
     if progress_bar:
         own_callbacks.append(TrainingBar(lightning_module))
-    if plan.early_stopping and len(validation):
-        patience = max(1, math.ceil(plan.patience / _steps_between_validations(plan, steps_per_epoch, per_block)))
+    if plan.early_stopping and validates:
+        steps = _steps_between_validations(plan, steps_per_epoch, per_block)
+        patience = max(1, math.ceil(plan.patience / steps))
         own_callbacks.append(PatientEarlyStopping(lightning_module, patience))
     options: dict[str, Any] = {
         "max_steps": plan.max_steps,
         "max_epochs": -1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
-        "limit_val_batches": 1.0 if len(validation) else 0,
+        "limit_val_batches": 1.0 if validates else 0,
         **_validation_rhythm(plan, steps_per_epoch, per_block),
         **(trainer_options or {}),
     }
     device = next(module.parameters()).device
     start = {name: value.detach().clone() for name, value in module.state_dict().items()}
     try:
-        with _quiet(), _torch_flags_restored(), torch.random.fork_rng():
-            torch.manual_seed(seed)
-            trainer = Trainer(callbacks=[*callbacks, *own_callbacks], **options)
-            _keep_freed_memory()
+        with kept_global_state(seed):
+            trainer = make_trainer(options, [*callbacks, *own_callbacks])
+            keep_freed_memory()
+            if forks_or_spawns(trainer):
+                interrupt.wait_for_others()
             # Lightning leaves the mode of a module as it is.
             module.train()
             try:
                 trainer.fit(lightning_module, datamodule=data)
-                best.consider(lightning_module.finish(data.val_dataloader()))
             except SystemExit as exit_:
                 if not isinstance(exit_.__context__, KeyboardInterrupt):
                     raise
                 interrupt.interrupted = True
                 if trainer.world_size == 1:
                     best.consider(lightning_module.finish(data.val_dataloader()))
+            except ProcessRaisedException as error:
+                diverged = divergence_in(error)
+                if diverged is None:
+                    raise
+                raise diverged from error
     except TrainingDivergedError:
         module.load_state_dict(start)
         raise
@@ -179,7 +209,7 @@ def fit(
         module.to(device)
         best.restore()
         module.eval()
-    return interrupt.interrupted
+    return interrupt.interrupted or lightning_module.stop_requested
 
 
 def _steps_between_validations(plan: TrainingPlan, steps_per_epoch: int, per_block: int) -> int:
@@ -195,45 +225,3 @@ def _validation_rhythm(plan: TrainingPlan, steps_per_epoch: int, per_block: int)
         return {"check_val_every_n_epoch": max(1, round(plan.validate_every / steps_per_epoch))}
     blocks = min(math.ceil(plan.validate_every / per_block), math.ceil(steps_per_epoch / per_block))
     return {"val_check_interval": blocks, "check_val_every_n_epoch": None}
-
-
-def _keep_freed_memory() -> None:
-    """Teach the C library to keep the buffers of a step for the next one.
-
-    glibc hands blocks above a threshold back to the kernel when they are freed, which costs a page fault for every four
-    kilobytes of the next step. Freeing one large block raises that threshold, up to 32 MB, for good.
-    """
-    torch.empty(7_000_000)
-
-
-@contextmanager
-def _torch_flags_restored() -> Iterator[None]:
-    """Put back what the options ``deterministic`` and ``benchmark`` of a Trainer set for the whole process."""
-    workspace = os.environ.get(CUBLAS_WORKSPACE)
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.backends.cudnn.benchmark = benchmark
-        if workspace is None:
-            os.environ.pop(CUBLAS_WORKSPACE, None)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's remarks on hardware, workers and tips out of the user's notebook, and put everything back."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.modules import Trainable
-from scvae_ext.nn import Dispersion
+from scvae_ext.nn import Dispersion, SparseLinear
 from scvae_ext.train.errors import TrainingDivergedError
+from scvae_ext.train.global_state import seed_of_process
 from scvae_ext.train.history import History
 from scvae_ext.train.plan import TrainingPlan
 
@@ -47,6 +48,7 @@ class TrainingModule(LightningModule):
         self.n_train = n_train
         self.seed = seed
         self.step = 0
+        self.stop_requested = False
         self._recorded_step = 0
         self._between_epochs = False
         self._first_step = int(history.last("step"))
@@ -60,7 +62,7 @@ class TrainingModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam with decoupled weight decay of the linear maps, all its passes over the parameters fused."""
         modules = list(self.module.modules())
-        decayed = [layer.weight for layer in modules if isinstance(layer, torch.nn.Linear)]
+        decayed = [layer.weight for layer in modules if isinstance(layer, (torch.nn.Linear, SparseLinear))]
         dispersions = [dispersion.log_value for dispersion in modules if isinstance(dispersion, Dispersion)]
         grouped = {id(value) for value in (*decayed, *dispersions)}
         others = [value for value in self.module.parameters() if id(value) not in grouped]
@@ -97,7 +99,9 @@ class TrainingModule(LightningModule):
             if log_prior is not None:
                 loss = loss - log_prior / self.n_train
             optimizer.zero_grad()
-            self.manual_backward(loss)
+            # Gradients keep the precision of what they belong to.
+            with torch.autocast(self.device.type, enabled=False):
+                self.manual_backward(loss)
             optimizer.step()
             with torch.no_grad():
                 terms = objective.terms()
@@ -106,10 +110,19 @@ class TrainingModule(LightningModule):
             self._training.add(tuple(terms), sums, minibatch.n_cells)
             self.step += 1
         if scores:
-            self._stop_if_diverged(torch.stack(scores), tuple(terms))
+            self._end_block(torch.stack(scores), tuple(terms))
 
-    def _stop_if_diverged(self, sums: Tensor, names: tuple[str, ...]) -> None:
-        """Raise at the first step of the block whose objective is not finite; one synchronisation a block."""
+    def _end_block(self, sums: Tensor, names: tuple[str, ...]) -> None:
+        """Raise at the first step of the block whose objective is not finite, and stop where a process was asked to.
+
+        The one synchronisation of a block. Processes that train together decide by the sums of all, and so alike.
+        """
+        if self.trainer.world_size > 1:
+            asked = sums.new_full((1,), float(self.stop_requested))
+            of_all = self._reduce(torch.cat([asked, sums.flatten()]))
+            sums = of_all[1:].view_as(sums)
+            if bool(of_all[0] > 0):
+                self.stop_requested = self.trainer.should_stop = True
         finite = torch.isfinite(sums)
         if bool(finite.all()):
             return
@@ -121,9 +134,25 @@ class TrainingModule(LightningModule):
             "a longer kl_warmup, or look for cells with extreme counts."
         )
 
+    def on_fit_start(self) -> None:
+        """Give each process random draws of its own; those of the first are those of a single one."""
+        if self.global_rank > 0:
+            torch.manual_seed(seed_of_process(self.seed, self.global_rank))
+
     def on_validation_epoch_start(self) -> None:
         """Rewind the random samples, so that validations differ by the weights alone."""
-        self._validation_generator = torch.Generator(self.device).manual_seed(self.seed)
+        self._average_buffers()
+        seed = seed_of_process(self.seed, self.global_rank)
+        self._validation_generator = torch.Generator(self.device).manual_seed(seed)
+
+    def _average_buffers(self) -> None:
+        """Give all processes the mean of the running moments that each has seen in its own minibatches."""
+        buffers = [buffer for buffer in self.module.buffers() if buffer.is_floating_point()]
+        if self.trainer.world_size == 1 or not buffers:
+            return
+        joined = self._reduce(torch.cat([_precise(buffer).flatten() for buffer in buffers])) / self.trainer.world_size
+        for buffer, mean in zip(buffers, joined.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
 
     def validation_step(self, minibatch: Minibatch, batch_index: int) -> None:
         """Score held-out cells with the KL divergence in full.
@@ -143,12 +172,13 @@ class TrainingModule(LightningModule):
         """Log the held-out score, for early stopping and for the callbacks of the user."""
         means = self._validation.take(self._reduce)
         score = means[self.module.monitor]
-        self.log(f"{self.module.monitor}_validation", score)
+        self.log(f"{self.module.monitor}_validation", score, sync_dist=True)
         self._record(means)
 
     def on_train_epoch_end(self) -> None:
         """Record the epoch where nothing is held out."""
         if not self.trainer.enable_validation:
+            self._average_buffers()
             self._record({})
 
     def finish(self, held_out: Iterable[Minibatch]) -> float | None:
@@ -168,7 +198,7 @@ class TrainingModule(LightningModule):
             return None
         self._between_epochs = True
         self.module.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), self.trainer.precision_plugin.val_step_context():
             self.on_validation_epoch_start()
             for position, minibatch in enumerate(held_out):
                 self.validation_step(minibatch.to(self.device), position)
@@ -181,6 +211,9 @@ class TrainingModule(LightningModule):
             return
         self._recorded_step = self.step
         training = self._training.take(self._reduce)
+        seconds = time.perf_counter() - self._start
+        if self.trainer.world_size > 1:
+            seconds = float(self._reduce(torch.tensor([seconds], device=self.device))) / self.trainer.world_size
         self.history.append(
             {
                 "step": self._first_step + self.step,
@@ -189,12 +222,27 @@ class TrainingModule(LightningModule):
                 **{f"{name}_validation": value for name, value in validation.items()},
                 "kl_weight": self.plan.kl_weight_at(self.step - 1),
                 "learning_rate": self.plan.learning_rate_at(self.step - 1),
-                "seconds": self._seconds_before + time.perf_counter() - self._start,
+                "seconds": self._seconds_before + seconds,
             }
         )
 
     def _reduce(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values, reduce_op="sum")
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what a process that only waited for this one has to know besides the weights."""
+        return {"history": self.history.rows, "step": self.step, "stop_requested": self.stop_requested}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over what happened in the process that trained.
+
+        Parameters
+        ----------
+        state
+            As :meth:`get_extra_state` gives it.
+        """
+        self.history.rows[:] = state["history"]
+        self.step, self.stop_requested = state["step"], state["stop_requested"]
 
 
 class _Mean:
@@ -207,8 +255,7 @@ class _Mean:
 
     def add(self, names: tuple[str, ...], sums: Tensor, n_cells: int) -> None:
         self._names = names
-        # Metal has no double precision.
-        precise = sums if sums.device.type == "mps" else sums.double()
+        precise = _precise(sums)
         self._sums = precise if self._sums is None else self._sums + precise
         self._n_cells += n_cells
 
@@ -219,3 +266,8 @@ class _Mean:
         means = (total[:-1] / total[-1]).tolist()
         self._sums, self._n_cells = None, 0
         return dict(zip(self._names, means, strict=True))
+
+
+def _precise(values: Tensor) -> Tensor:
+    # Metal has no double precision.
+    return values if values.device.type == "mps" else values.double()

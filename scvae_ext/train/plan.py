@@ -2,6 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import get_args
+
+from scvae_ext.modules import Bound
 
 __all__ = ["TrainingPlan"]
 
@@ -24,6 +27,12 @@ class TrainingPlan:
         Fraction of the steps over which the weight of the KL divergence rises linearly to ``max_kl_weight``.
     max_kl_weight
         Final weight of the KL divergence; one for the evidence lower bound.
+    objective
+        ``"elbo"``, or ``"iwae"``, the importance-weighted bound with the doubly reparameterised gradient.
+    n_samples
+        Samples of each cell: their mean for the ELBO, the K of the importance-weighted bound.
+    free_bits
+        Nats of divergence that each latent dimension has for free, as a mean over the minibatch.
     weight_decay
         Decoupled weight decay of the linear maps: each step shrinks them by this times the learning rate.
     dispersion_lr_scale
@@ -42,6 +51,9 @@ class TrainingPlan:
     lr_warmup: float = 0.1
     kl_warmup: float = 0.3
     max_kl_weight: float = 1.0
+    objective: Bound = "elbo"
+    n_samples: int = 1
+    free_bits: float = 0.0
     weight_decay: float = 0.0
     dispersion_lr_scale: float = 5.0
     early_stopping: bool = True
@@ -49,7 +61,7 @@ class TrainingPlan:
     validate_every: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "patience", "validate_every"):
+        for name in ("max_steps", "batch_size", "n_samples", "patience", "validate_every"):
             value = getattr(self, name)
             if isinstance(value, bool) or int(value) != value or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
@@ -59,10 +71,19 @@ class TrainingPlan:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value!r} must be a fraction of the training, between 0 and 1.")
-        for name in ("max_kl_weight", "weight_decay"):
+        for name in ("max_kl_weight", "weight_decay", "free_bits"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}={value!r} must be at least 0.")
+        if self.objective not in get_args(Bound):
+            raise ValueError(f'objective={self.objective!r} is not known: use "elbo" or "iwae".')
+        if self.objective == "iwae" and self.n_samples == 1:
+            raise ValueError('objective="iwae" with n_samples=1 is the ELBO: pass n_samples=5, or objective="elbo".')
+        if self.objective == "iwae" and self.free_bits:
+            raise ValueError(
+                f"free_bits={self.free_bits!r} changes the divergence of the ELBO, which the importance-weighted bound "
+                'has not: leave it at 0, or pass objective="elbo".'
+            )
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of a step, counted from zero.

@@ -38,7 +38,7 @@ finally:
     ("arguments", "message"),
     [
         ([], "scvae-ext: error: the following arguments are required: COMMAND"),
-        (["report"], "scvae-ext: error: argument COMMAND: invalid choice: 'report'"),
+        (["reprot"], "scvae-ext: error: argument COMMAND: invalid choice: 'reprot'"),
         (["fit", "a.h5ad"], "scvae-ext fit: error: the following arguments are required: --out"),
         (["fit", "a.h5ad", "--out", "b.h5ad", "--n-latent", "ten"], "argument --n-latent: invalid int value: 'ten'"),
         (["demo", "--colour", "x"], "unrecognized arguments: --colour x"),

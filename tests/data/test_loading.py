@@ -113,3 +113,25 @@ def test_sparse_counts_never_become_dense(convert):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < dense_bytes / 10
+
+
+def test_a_window_is_a_source_of_its_own(source, counts):
+    chosen = np.array([7, 2, 59])
+    window = source.window(chosen)
+    assert window.n_cells == 3
+    assert window.rows_per_block is None
+    assert window.obs_names.tolist() == ["cell7", "cell2", "cell59"]
+    np.testing.assert_array_equal(window.facts.total_per_gene, counts[chosen].sum(0))
+    assert window.facts.n_nonzero == np.count_nonzero(counts[chosen])
+    minibatch = window.minibatch(np.array([2, 0]))
+    require_cells(minibatch, source, counts, chosen[[2, 0]])
+
+
+def test_covariates_are_copies(source):
+    covariates = source.covariates(np.array([4, 1]))
+    np.testing.assert_array_equal(covariates["batch"], [1, 1])
+    np.testing.assert_array_equal(covariates["categorical_covariates"], [[0], [1]])
+    covariates["size_factor"][:] = 0
+    assert (source.size_factor > 0).all()
+    # A slice would take the memory of all cells along wherever it is sent.
+    assert all(values.untyped_storage().nbytes() == values.nbytes for values in covariates.values())

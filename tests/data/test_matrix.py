@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from anndata import AnnData, read_h5ad
 
-from scvae_ext.data.fields import Layer
-from scvae_ext.data.matrix import InMemoryCounts, OnDiskCounts, as_csr, open_counts, select_genes
+from scvae_ext.data.matrix import InMemoryCounts, as_csr, select_genes
 
 KINDS = {
     "csr float32": sp.csr_matrix,
@@ -112,64 +110,3 @@ def test_in_memory_chunks_cover_the_rows_in_order(counts, monkeypatch):
     assert starts == tuple(range(0, 60, 7))
     np.testing.assert_array_equal(np.vstack([part.toarray() for part in parts]), counts)
     assert all(np.shares_memory(part.data, matrix.csr.data) for part in parts)
-
-
-@pytest.fixture(params=["csr", "dense float32", "dense int64"])
-def backed(request, counts, adata, tmp_path):
-    adata.X = {"csr": sp.csr_matrix, "dense float32": np.array, "dense int64": lambda x: x.astype(np.int64)}[
-        request.param
-    ](counts)
-    adata.write_h5ad(tmp_path / "backed.h5ad")
-    opened = read_h5ad(tmp_path / "backed.h5ad", backed="r")
-    yield opened
-    opened.file.close()
-
-
-def test_backed_rows_come_in_the_order_asked_for(backed, counts):
-    matrix = open_counts(backed, Layer())
-    assert isinstance(matrix, OnDiskCounts)
-    for indices in ([5, 3, 59, 0], [4, 4, 1, 4], [7], list(range(60)), []):
-        require_canonical(matrix.rows(np.array(indices, dtype=np.int64)), counts[indices])
-
-
-def test_backed_chunks_cover_the_rows_in_order(backed, counts, monkeypatch):
-    monkeypatch.setattr("scvae_ext.data.matrix._ROWS_PER_CHUNK", 13)
-    starts, parts = zip(*open_counts(backed, Layer()).chunks(), strict=True)
-    assert starts == (0, 13, 26, 39, 52)
-    np.testing.assert_array_equal(np.vstack([part.toarray() for part in parts]), counts)
-
-
-def test_backed_view_is_read_in_its_order(backed, counts):
-    matrix = open_counts(backed[[9, 2, 30], 5:20], Layer())
-    require_canonical(matrix.rows(np.array([2, 0])), counts[[30, 9], 5:20])
-
-
-def test_backed_view_that_anndata_cannot_read(adata, counts, tmp_path):
-    adata.X = counts
-    adata.write_h5ad(tmp_path / "dense.h5ad")
-    opened = read_h5ad(tmp_path / "dense.h5ad", backed="r")
-    with pytest.raises(ValueError, match=r"anndata cannot read this view.*adata\[cells\].*to_memory\(\)"):
-        open_counts(opened[[9, 2, 30], ::-1], Layer())
-    opened.file.close()
-
-
-def test_csc_on_disk_is_loaded_and_says_so(adata, counts, tmp_path, caplog):
-    adata.X = sp.csc_matrix(counts)
-    adata.write_h5ad(tmp_path / "csc.h5ad")
-    opened = read_h5ad(tmp_path / "csc.h5ad", backed="r")
-    matrix = open_counts(opened, Layer())
-    opened.file.close()
-    require_canonical(matrix.rows(np.array([3, 1])), counts[[3, 1]])
-    assert "adata.X is stored by genes (CSC)" in caplog.text
-
-
-def test_matrices_of_other_kinds_are_refused_with_a_way_out(adata, counts):
-    adata.layers["masked"] = np.ma.masked_less(counts, 1)
-    with pytest.raises(TypeError, match=r"layers\['masked'\] is a numpy.ma.*MaskedArray, .*NumPy array or a SciPy CSR"):
-        open_counts(adata, Layer("masked"))
-
-
-def test_the_matrix_of_a_wrong_dtype_is_named(counts):
-    adata = AnnData(np.ones((2, 2), dtype=np.float32), layers={"c": np.ones((2, 2), dtype=complex)})
-    with pytest.raises(TypeError, match=r"adata.layers\['c'\]: the matrix must hold real numbers.*complex128"):
-        open_counts(adata, Layer("c"))

@@ -78,6 +78,14 @@ def test_the_order_depends_on_seed_and_epoch_alone(blocks):
     assert first != sorted(first)
 
 
+def test_counts_in_memory_are_shuffled_in_full(real_blocks, counts):
+    real_blocks.set_epoch(4)
+    order = np.random.default_rng([0, 4]).permutation(np.arange(10, 60))
+    rows = [minibatch.counts.dense() for block in real_blocks for minibatch in block]
+    for minibatch, expected in zip(rows, np.array_split(order, 7), strict=True):
+        np.testing.assert_array_equal(minibatch, counts[expected])
+
+
 def test_no_global_random_state_is_used(blocks):
     numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
     order_of(blocks, 0)

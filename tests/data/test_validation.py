@@ -22,6 +22,7 @@ def test_totals(counts):
     np.testing.assert_array_equal(facts.total_per_cell, counts.sum(1, dtype=np.float64))
     np.testing.assert_array_equal(facts.total_per_gene, counts.sum(0, dtype=np.float64))
     assert facts.first_fraction is None
+    assert facts.n_nonzero == np.count_nonzero(counts)
 
 
 @pytest.mark.parametrize("filled", [[], [0], [4], [0, 4], [1, 3]])

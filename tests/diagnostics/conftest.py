@@ -28,7 +28,7 @@ class LinearEncoder(nn.Module):
 
     def forward(self, x, covariates):
         # Encoders see log(1 + x).
-        mean = self.mean(torch.expm1(x.double()))
+        mean = self.mean(torch.expm1(x.dense().double()))
         return Normal(mean, self.scale.expand_as(mean))
 
 

@@ -3,12 +3,16 @@ import inspect
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
+from anndata import AnnData
 from scipy import stats
 from torch.distributions import Normal, kl_divergence
 
 from scvae_ext import SCVAE, Autoencoder
 from scvae_ext.diagnostics import posterior_collapse
+from scvae_ext.modules import MixturePrior
+from scvae_ext.nn import Encoder
 
 
 @pytest.fixture
@@ -108,6 +112,102 @@ def test_a_collapsed_model_is_named_and_an_ordinary_one_is_not(trained):
         assert found.mutual_information <= np.log(found.n_cells)
         assert found.mutual_information <= found.rate + 4 * found.mutual_information_error
     assert ordinary.mutual_information > 10 * collapsed.rate
+
+
+def _weak():
+    """Counts that say little about a cell: heavy weights of the divergence drown them."""
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.ones(12), 3)[np.arange(150) % 3]
+    adata = AnnData(sp.csr_matrix(rng.poisson(1 + 20 * shares).astype(np.float32)))
+    SCVAE.setup_anndata(adata)
+    return adata
+
+
+REMEDIES = {"beta": {"max_kl_weight": 1.0}, "warm-up": {"kl_warmup": 0.9}, "free bits": {"free_bits": 0.3}}
+
+
+@pytest.fixture(scope="module")
+def diagnose():
+    adata = _weak()
+
+    def train(**options):
+        model = SCVAE(adata, n_hidden=16, n_latent=2, gene_likelihood="poisson")
+        collapsing = {"max_steps": 150, "enable_progress_bar": False, "kl_warmup": 0.0, "max_kl_weight": 3.0}
+        model.train(**(collapsing | options))
+        return posterior_collapse(model, n_samples=1000)
+
+    return train
+
+
+def test_each_remedy_cures_a_model_that_is_diagnosed_as_collapsed(diagnose):
+    collapsed = diagnose()
+    assert collapsed.verdict.startswith("Posterior collapse: none of the 2")
+    for name, remedy in REMEDIES.items():
+        cured = diagnose(**remedy)
+        assert cured.n_active >= 1, name
+        assert cured.mutual_information > 0.1, name
+
+
+def test_a_learned_prior_takes_the_mismatch_with_the_aggregated_posterior_away(trained):
+    standard = posterior_collapse(trained(gene_likelihood="poisson"))
+    for prior in ("mixture", "vamp"):
+        learned = posterior_collapse(trained(gene_likelihood="poisson", prior=prior, n_prior_components=5))
+        assert learned.n_active >= 1
+        assert learned.mutual_information > 0.9 * standard.mutual_information
+        assert learned.marginal_kl < 0.85 * standard.marginal_kl
+
+
+def _with_prior(model, means, scales, weights):
+    module = model.module
+    module.prior = MixturePrior(len(weights), np.shape(means)[1]).double()
+    with torch.no_grad():
+        module.prior.mean.copy_(torch.as_tensor(means))
+        module.prior.log_scale.copy_(torch.as_tensor(scales).log())
+        module.prior.logits.copy_(torch.as_tensor(weights).log())
+    # The mixture does not ask the encoder anything, and that of these tests is not one of the package.
+    module.encoder = _AnEncoder(module.encoder)
+    return model
+
+
+class _AnEncoder(Encoder):
+    def __init__(self, encoder):
+        super().__init__(1, 1, 1)
+        self.encoder = encoder
+
+    def forward(self, x, covariates):
+        return self.encoder(x, covariates)
+
+
+def test_the_divergence_from_a_learned_prior_is_that_of_numerical_integration(linear_model):
+    means, scale = np.linspace(-2, 2, 9), 0.4
+    x = means.reshape(-1, 1) + 3
+    model = linear_model(x, [[1.0]], [-3.0], np.array([scale]))
+    _with_prior(model, [[-1.5], [1.0]], [[0.5], [0.8]], [0.3, 0.7])
+    found = posterior_collapse(model, n_samples=40_000)
+    z = np.linspace(-9, 9, 20_001)
+    log_pz = np.log(0.3 * stats.norm.pdf(z, -1.5, 0.5) + 0.7 * stats.norm.pdf(z, 1.0, 0.8))
+    qz = stats.norm.pdf(z, means[:, None], scale)
+    exact = (qz * (stats.norm.logpdf(z, means[:, None], scale) - log_pz)).sum(1).mean() * (z[1] - z[0])
+    assert found.kl == pytest.approx([exact], abs=1e-4)
+    assert 0 < found.rate_error < 0.02
+    assert found.rate == pytest.approx(exact, abs=4.5 * found.rate_error)
+
+
+def test_dimensions_of_a_single_gaussian_sum_to_the_rate(linear_model):
+    x = 2 + np.random.default_rng(0).uniform(size=(40, 2))
+    model = linear_model(x, np.eye(2), [-2.0, -2.5], np.array([0.3, 0.7]))
+    _with_prior(model, [[0.5, 0.0]], [[0.6, 1.5]], [1.0])
+    found = posterior_collapse(model, n_samples=40_000)
+    qz = Normal(torch.as_tensor(x - [2.0, 2.5]), torch.tensor([0.3, 0.7]).double())
+    exact = kl_divergence(qz, Normal(torch.tensor([0.5, 0.0]).double(), torch.tensor([0.6, 1.5]).double())).mean(0)
+    np.testing.assert_allclose(found.kl, exact, rtol=1e-5)
+    assert found.rate == pytest.approx(float(exact.sum()), abs=4.5 * found.rate_error)
+
+
+def test_the_rate_of_the_standard_prior_has_no_error(trained):
+    found = posterior_collapse(trained(gene_likelihood="poisson"), n_samples=10)
+    assert found.rate_error == 0
+    assert found.rate == pytest.approx(found.kl.sum())
 
 
 def test_unused_dimensions_are_named(encoded):

@@ -48,3 +48,29 @@ def test_poisson_has_no_dispersion(dispersion):
 def test_dispersion_by_label_needs_labels():
     with pytest.raises(ValueError, match="labels_key"):
         make_likelihood("nb", 3, 5, dispersion="gene-label")
+
+
+def test_zero_inflation_reaches_the_likelihood():
+    likelihood = make_likelihood("zinb", 3, 5, zero_inflation="logistic", zero_inflation_prior=[1.0, 9.0])
+    assert likelihood.zero_inflation.kind == "logistic"
+    assert likelihood.zero_inflation.prior == [1.0, 9.0]
+
+
+@pytest.mark.parametrize("name", ["nb", "poisson", "normal"])
+@pytest.mark.parametrize("options", [{"zero_inflation": "gene"}, {"zero_inflation_prior": [1.0, 9.0]}])
+def test_zero_inflation_needs_a_likelihood_that_has_it(name, options):
+    with pytest.raises(ValueError, match=f'{next(iter(options))}=.*{name!r}.*gene_likelihood="zinb"'):
+        make_likelihood(name, 3, 5, **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_unknown_zero_inflation_is_refused_with_the_valid_ones():
+    with pytest.raises(ValueError, match=r"zero_inflation='cell'.*'gene-cell', 'gene', 'logistic'"):
+        make_likelihood("zinb", 3, 5, zero_inflation="cell")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("prior", [(0.5, 9.0), (1.0,), (1.0, float("inf")), (1.0, float("nan")), 3.0, "ab", (True, 2)])
+def test_a_prior_without_a_maximum_is_refused(prior):
+    with pytest.raises(ValueError, match=r"zero_inflation_prior=.*two numbers of at least 1"):
+        make_likelihood("zinb", 3, 5, zero_inflation_prior=prior)

@@ -50,3 +50,47 @@ def test_parameters_of_another_inflated_distribution_are_refused(likelihood):
     px = ZeroInflated(Poisson(torch.ones(2, 7)), torch.zeros(2, 7))
     with pytest.raises(TypeError, match=r"Poisson.*NegativeBinomial"):
         likelihood.parameters_by_name(px)
+
+
+def _decoded(kind, prior=None):
+    likelihood = ZeroInflatedNegativeBinomialLikelihood(3, 7, "gene", 1, 1, True, kind, prior)
+    minibatch = make_minibatch(rate=0.7)
+    px = likelihood(torch.randn(4, 12, 3), depth(minibatch), minibatch.batch, minibatch.label)
+    return likelihood, minibatch, px
+
+
+@pytest.mark.parametrize("kind", ["gene", "logistic"])
+def test_constrained_inflation_gives_the_log_probability_summed_over_genes(kind):
+    likelihood, minibatch, px = _decoded(kind)
+    expected = px.log_prob(minibatch.counts.dense()).sum(-1)
+    torch.testing.assert_close(likelihood.reconstruction(px, minibatch), expected)
+    assert likelihood.parameters_by_name(px)["dropout"].expand(4, 12, 7).isfinite().all()
+
+
+def test_logistic_inflation_follows_the_mean():
+    _, _, px = _decoded("logistic")
+    mean = px.base.mean.detach().numpy()
+    pi = px.zero_inflation_probability.detach().numpy()
+    slope, intercept = np.polyfit(np.log(mean).ravel(), np.log(pi / (1 - pi)).ravel(), 1)
+    np.testing.assert_allclose([slope, intercept], [-0.1, -3.0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["gene-cell", "gene", "logistic"])
+@pytest.mark.parametrize("prior", [None, (2.0, 9.0)])
+def test_every_parameter_receives_a_gradient(kind, prior):
+    likelihood, minibatch, px = _decoded(kind, prior)
+    (likelihood.reconstruction(px, minibatch).sum() + likelihood.log_prior()).backward()
+    for name, value in likelihood.named_parameters():
+        assert value.grad is not None, name
+        assert bool(value.grad.isfinite().all()), name
+        assert bool(value.grad.flatten(0, -2).any(-1).all() if value.dim() > 1 else value.grad.any()), name
+
+
+def test_priors_of_dispersion_and_inflation_add_up():
+    likelihood, _, _ = _decoded("gene", (1.0, 9.0))
+    with torch.no_grad():
+        likelihood.base.dispersion.log_value[0] = 1.0
+    deviations = np.r_[6 / 7, np.full(6, -1 / 7)]
+    pi = 1 / (1 + np.exp(3.0))
+    expected = -2 * np.square(deviations).sum() + 7 * 8 * np.log1p(-pi)
+    assert likelihood.log_prior().item() == pytest.approx(expected, rel=1e-5)

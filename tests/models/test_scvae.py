@@ -557,3 +557,42 @@ def test_dispersions_follow_the_truth(fitted):
     found = np.log(fitted.get_likelihood_parameters()["dispersions"][0])
     frequent = np.asarray(adata.X.mean(0)).ravel() > 1
     assert stats.spearmanr(found[frequent], adata.var["inverse_dispersion"][frequent]).statistic > 0.5
+
+
+# Zero inflation
+
+
+@pytest.mark.parametrize("zero_inflation", ["gene", "logistic", "gene-cell"])
+def test_constraints_of_zero_inflation_survive_saving(adata, tmp_path, zero_inflation):
+    options = {"zero_inflation": zero_inflation, "zero_inflation_prior": (1.0, 9.0)}
+    model = SCVAE(adata, n_hidden=16, n_latent=3, gene_likelihood="zinb", **options)
+    model.train(max_steps=30, enable_progress_bar=False)
+    model.save(tmp_path / "model")
+    again = SCVAE.load(tmp_path / "model", adata)
+    assert repr(again) == repr(model)
+    one, two = (each.get_likelihood_parameters() for each in (model, again))
+    np.testing.assert_array_equal(one["dropout"], two["dropout"])
+    pi = one["dropout"]
+    assert ((pi > 0) & (pi < 1)).all()
+    assert (np.ptp(pi, axis=0) == 0).all() == (zero_inflation == "gene")
+    if zero_inflation == "logistic":
+        logit, log_mean = np.log(pi / (1 - pi)).ravel(), np.log(one["mean"]).ravel()
+        assert np.corrcoef(logit, log_mean)[0, 1] == pytest.approx(-1, abs=1e-3)
+
+
+def test_a_prior_draws_pi_towards_its_mode(adata):
+    means = []
+    for prior in (None, (500.0, 500.0)):
+        model = SCVAE(
+            adata, n_hidden=16, n_latent=3, gene_likelihood="zinb", zero_inflation="gene", zero_inflation_prior=prior
+        )
+        model.train(max_steps=200, enable_progress_bar=False)
+        means.append(model.get_likelihood_parameters()["dropout"].mean())
+    assert 2 * means[0] < means[1] < 0.5
+
+
+def test_impossible_zero_inflation_is_refused(adata):
+    with pytest.raises(ValueError, match=r"zero_inflation='gene' has no meaning for gene_likelihood='nb'"):
+        SCVAE(adata, zero_inflation="gene")
+    with pytest.raises(ValueError, match=r"zero_inflation_prior=\[0\.5, 1\.0\] must be two numbers of at least 1"):
+        SCVAE(adata, gene_likelihood="zinb", zero_inflation_prior=(0.5, 1.0))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvae_ext.nn import Dispersion, ExpressionHead, LogExpressionHead, ZeroInflationHead
+from scvae_ext.nn import Dispersion, ExpressionHead, LogExpressionHead
 from scvae_ext.nn.heads import LOG_DISPERSION_RANGE
 
 BATCH, LABEL = torch.tensor([0, 1, 1, 0]), torch.tensor([2, 0, 1, 2])
@@ -96,10 +96,3 @@ def test_dispersion_stays_in_the_range_that_matters(start, limit):
     dispersion = Dispersion("gene", 3, 5, 1, 1)
     dispersion.initialise(torch.full((5,), start))
     torch.testing.assert_close(dispersion(HIDDEN, BATCH, LABEL), torch.full((5,), limit).exp())
-
-
-def test_zero_inflation_starts_small():
-    head = _constant(ZeroInflationHead(3, 5))
-    pi = head(HIDDEN.expand(2, 4, 3)).sigmoid()
-    assert pi.shape == (2, 4, 5)
-    assert bool(((pi > 0.0) & (pi < 0.1)).all())

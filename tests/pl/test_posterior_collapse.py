@@ -16,6 +16,8 @@ def _result(kl):
         variance_of_mean=kl / 2,
         mean_variance=np.full(len(kl), 0.5),
         threshold=0.01,
+        rate=kl.sum(),
+        rate_error=0.0,
         mutual_information=0.75 * kl.sum(),
         mutual_information_error=0.01,
         n_cells=300,

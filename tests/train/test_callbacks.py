@@ -20,7 +20,12 @@ class _Scored(nn.Module):
 
 def _trainer(**metrics):
     return SimpleNamespace(
-        sanity_checking=False, callback_metrics=metrics, is_global_zero=True, should_stop=False, current_epoch=0
+        sanity_checking=False,
+        callback_metrics=metrics,
+        is_global_zero=True,
+        should_stop=False,
+        current_epoch=0,
+        world_size=1,
     )
 
 

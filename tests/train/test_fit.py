@@ -13,7 +13,7 @@ from linear_gaussian import LinearGaussian, best_log_likelihood, simulate
 from torch import nn
 
 from scvae_ext.data import align, read_registry, setup_anndata
-from scvae_ext.modules import VAE, Elbo
+from scvae_ext.modules import VAE, DeterministicAutoencoder, Elbo
 from scvae_ext.train import TrainingDivergedError, TrainingPlan
 from scvae_ext.train.fit import check_trainer_options, fit
 from scvae_ext.train.history import History
@@ -366,3 +366,75 @@ def test_modules_without_normalisation_train_with_single_cells(source, split):
     assert not any(isinstance(part, nn.BatchNorm1d) for part in module.modules())
     _fit(module, source, split, batch_size=1, max_steps=5)
     assert bool(_weights(module).isfinite().all())
+
+
+MODULES = {
+    **{likelihood: lambda likelihood=likelihood: VAE(20, n_batches=2, n_hidden=16, gene_likelihood=likelihood)
+       for likelihood in ("nb", "zinb", "poisson", "normal")},
+    "latent library size": lambda: VAE(20, n_batches=2, n_hidden=16, use_observed_lib_size=False),
+    "dispersion of cells": lambda: VAE(20, n_batches=2, n_hidden=16, dispersion="gene-cell"),
+    "layer norm": lambda: VAE(20, n_hidden=16, encoder_normalisation="layer", decoder_normalisation="layer"),
+    "autoencoder": lambda: DeterministicAutoencoder(20, n_batches=2, n_hidden=16),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["nb", "zinb", "normal", "latent library size", "autoencoder"])
+def test_products_in_bfloat16_reach_the_score_of_float32(source, split, name):
+    scores = []
+    for precision in ("32-true", "bf16-mixed"):
+        torch.manual_seed(0)
+        module = MODULES[name]()
+        _fit(module, source, split, max_steps=60, validate_every=30, options={"precision": precision})
+        assert {value.dtype for value in module.parameters()} == {torch.float32}
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(0)
+            scores.append(float(module.objective(source.minibatch(split[1]), generator).score().mean()))
+    assert scores[1] == pytest.approx(scores[0], rel=0.01)
+
+
+@pytest.mark.parametrize("gene_likelihood", ["nb", "zinb", "poisson", "normal"])
+def test_likelihoods_and_divergences_stay_in_float32(source, gene_likelihood):
+    torch.manual_seed(0)
+    module = VAE(20, n_batches=2, n_hidden=16, gene_likelihood=gene_likelihood).eval()
+    minibatch = source.minibatch(np.arange(50))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = module(minibatch)
+        qz, parameters = output.posterior.qz, module.likelihood.parameters_by_name(output.px)
+        mixed = module.likelihood.reconstruction(output.px, minibatch)
+    assert {value.dtype for value in (qz.loc, qz.scale, output.latent, *parameters.values())} == {torch.float32}
+    # What the networks gave is rounded; from there on nothing is.
+    assert torch.equal(mixed, module.likelihood.reconstruction(output.px, minibatch))
+
+
+@pytest.mark.parametrize("gene_likelihood", ["nb", "zinb", "poisson", "normal"])
+def test_gradients_of_rounded_products_point_where_the_exact_ones_do(source, gene_likelihood):
+    torch.manual_seed(0)
+    module = VAE(20, n_batches=2, n_hidden=16, gene_likelihood=gene_likelihood).eval()
+    gradients = []
+    for enabled in (False, True):
+        module.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            score = module.objective(source.minibatch(np.arange(50)), torch.Generator().manual_seed(0)).score().mean()
+        score.backward()
+        gradients.append(torch.cat([value.grad.flatten() for value in module.parameters()]))
+    exact, mixed = gradients
+    assert mixed.dtype == torch.float32
+    assert float((mixed - exact).norm()) < 0.05 * float(exact.norm())
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true", "64-true", 16])
+def test_other_precisions_are_refused(precision):
+    with pytest.raises(ValueError, match=r"precision=.* is not offered: pass \"bf16-mixed\""):
+        check_trainer_options({"precision": precision}, [])
+
+
+@pytest.mark.parametrize(("option", "value"), [("sync_batchnorm", True), ("gradient_clip_val", 1.0)])
+def test_options_without_a_meaning_say_what_to_do(option, value):
+    with pytest.raises(TypeError, match=f"cannot take {option}={value!r}: "):
+        check_trainer_options({option: value}, [])
+
+
+def test_an_empty_minibatch_of_held_out_cells_counts_for_nothing(source):
+    for name, make in MODULES.items():
+        terms = make().eval().objective(source.block(np.arange(0), [0])[0]).terms()
+        assert all(value.shape == (0,) for value in terms.values()), name

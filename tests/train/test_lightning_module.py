@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scvae_ext.modules import VAE
-from scvae_ext.nn import Dispersion
+from scvae_ext.nn import Dispersion, SparseLinear
 from scvae_ext.train import TrainingPlan
 from scvae_ext.train.fit import fit
 from scvae_ext.train.history import History
@@ -29,7 +30,8 @@ def test_only_linear_maps_decay():
     decayed = {
         id(value) for group in optimizer.param_groups if group["weight_decay"] == 0.3 for value in group["params"]
     }
-    assert decayed == {id(layer.weight) for layer in module.modules() if isinstance(layer, torch.nn.Linear)}
+    linear = [layer for layer in module.modules() if isinstance(layer, (torch.nn.Linear, SparseLinear))]
+    assert decayed == {id(layer.weight) for layer in linear}
     kept = [group["weight_decay"] for group in optimizer.param_groups if id(group["params"][0]) not in decayed]
     assert set(kept) == {0.0}
 
@@ -102,3 +104,37 @@ def test_learning_rate_follows_the_plan(source, split, vae):
         patch.setattr(torch.optim, "AdamW", Recorded)
         fit(vae, source, *split, plan, seed=0, history=History(), **QUIET)
     np.testing.assert_allclose([rate.pop() for rate in rates], [plan.learning_rate_at(i) for i in range(12)])
+
+
+class _Waits(TorchDispatchMode):
+    """Counts operations whose result, or its shape, the host has to wait for."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "equal.default")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(name in str(function) for name in self.NAMES):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("gene_likelihood", ["nb", "zinb", "poisson", "normal"])
+def test_a_block_waits_for_its_results_once(source, split, gene_likelihood):
+    # With one batch: torch's one_hot looks at its argument on a CPU, and there alone.
+    module = VAE(20, n_hidden=16, n_latent=3, gene_likelihood=gene_likelihood)
+    waits, step = [], TrainingModule.training_step
+
+    def counted(self, block, batch_index):
+        with _Waits() as mode:
+            step(self, block, batch_index)
+        waits.append((len(block), mode.found))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", counted)
+        fit(module, source, *split, TrainingPlan(10, batch_size=32), seed=0, history=History(), **QUIET)
+    assert [n_minibatches for n_minibatches, _ in waits] == [5, 5]
+    assert [found for _, found in waits] == [["aten._local_scalar_dense.default"]] * 2

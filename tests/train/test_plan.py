@@ -59,17 +59,35 @@ def test_learning_rate_is_never_negative_nor_above_its_peak(max_steps, lr_warmup
     [
         *(
             (name, value)
-            for name in ("max_steps", "batch_size", "patience", "validate_every")
+            for name in ("max_steps", "batch_size", "n_samples", "patience", "validate_every")
             for value in (0, 1.5, True)
         ),
         *(("learning_rate", value) for value in (0.0, -1.0, math.nan, math.inf)),
         *((name, value) for name in ("lr_warmup", "kl_warmup") for value in (-0.1, 1.1, math.nan)),
-        *((name, value) for name in ("max_kl_weight", "weight_decay") for value in (-0.1, math.inf, math.nan)),
+        *(
+            (name, value)
+            for name in ("max_kl_weight", "weight_decay", "free_bits")
+            for value in (-0.1, math.inf, math.nan)
+        ),
     ],
 )
 def test_impossible_values_are_refused_by_name(name, value):
     with pytest.raises(ValueError, match=f"{name}={value!r} must be"):
         TrainingPlan(**({"max_steps": 10} | {name: value}))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "vimco"}, 'objective=\'vimco\' is not known: use "elbo" or "iwae"'),
+        ({"objective": "iwae"}, 'objective="iwae" with n_samples=1 is the ELBO'),
+        ({"objective": "iwae", "n_samples": 2, "free_bits": 0.5}, r"free_bits=0\.5 .*leave it at 0"),
+    ],
+)
+def test_objectives_that_contradict_themselves_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingPlan(10, **options)
 
 
 def test_a_plan_is_frozen():

@@ -1,0 +1,201 @@
+"""Which groups of cells a user asked to compare."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+
+from scvae_ext.models.query import CellSelection, select_cells
+
+__all__ = ["GroupPair", "Groups", "select_groups", "select_samples"]
+
+REST = "Rest"
+# Fewer cells say nothing about how much cells of a group differ.
+FEWEST_CELLS = 3
+
+
+@dataclass(frozen=True)
+class GroupPair:
+    """Two groups to compare; the second is all other cells where ``group2`` is ``None``.
+
+    Parameters
+    ----------
+    group1, group2
+        Positions in the list of names.
+    """
+
+    group1: int
+    group2: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Groups of cells, and which of them to compare.
+
+    Parameters
+    ----------
+    names
+        Names of the groups.
+    of_cell
+        Position of each cell's group in the list of names, -1 for cells of none, -2 for cells to leave out.
+    pairs
+        The comparisons.
+    groupby
+        Column of ``obs`` that they come from, ``None`` for cells picked by hand.
+    """
+
+    names: tuple[str, ...]
+    of_cell: Int[np.ndarray, "cells"]
+    pairs: tuple[GroupPair, ...]
+    groupby: str | None
+
+    def size(self, group: int) -> int:
+        """Return the number of cells of a group.
+
+        Parameters
+        ----------
+        group
+            Its position in the list of names.
+        """
+        return int(np.count_nonzero(self.of_cell == group))
+
+
+def select_groups(
+    obs: pd.DataFrame,
+    groupby: str | None,
+    group1: str | Sequence[str] | None,
+    group2: str | None,
+    idx1: CellSelection | str | None,
+    idx2: CellSelection | str | None,
+) -> Groups:
+    """Find the cells of the groups asked for.
+
+    Parameters
+    ----------
+    obs
+        Cells.
+    groupby, group1, group2
+        Column, one or several groups of it (all where ``None``), and the group to compare each with (all other cells
+        where ``None``).
+    idx1, idx2
+        Cells in place of groups: positions, a mask, names, or a query of ``obs``; all other cells where ``idx2`` is
+        ``None``.
+
+    Raises
+    ------
+    ValueError
+        If a column, a group or cells do not exist, or groups overlap or are empty; the message lists what exists.
+    """
+    if idx1 is not None:
+        if groupby is not None or group1 is not None or group2 is not None:
+            raise ValueError("idx1 picks cells by hand, and groupby, group1 and group2 by name: pass one or the other.")
+        return _by_hand(obs, idx1, idx2)
+    if idx2 is not None:
+        raise ValueError("idx2 was given without idx1: pass idx1, the cells to compare with those of idx2.")
+    if groupby is None:
+        raise ValueError(
+            f"groupby is missing: name a column of adata.obs ({_listed(obs.columns)}), or pass idx1 and idx2."
+        )
+    values = _column(obs, "groupby", groupby)
+    names = tuple(values.cat.categories)
+    position = {name: place for place, name in enumerate(names)}
+    # Cells without a value have the code -1.
+    of_cell = values.cat.codes.to_numpy(dtype=np.int64)
+    if group1 is None:
+        chosen = [name for name in names if name != group2]
+    else:
+        chosen = [group1] if isinstance(group1, str) or not isinstance(group1, Sequence | np.ndarray) else list(group1)
+        if not chosen:
+            raise ValueError(f"group1 is an empty list: pass groups of {groupby!r} ({_listed(names)}).")
+    asked = [*chosen, *([] if group2 is None else [group2])]
+    for argument, name in zip([*["group1"] * len(chosen), "group2"], asked, strict=False):
+        if str(name) not in position:
+            near = get_close_matches(str(name), names, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"{argument}={name!r} is not in adata.obs[{groupby!r}], which holds {_listed(names)}.{hint}"
+            )
+    second = None if group2 is None else position[str(group2)]
+    if second is not None and str(group2) in map(str, chosen):
+        raise ValueError(f"group1 and group2 both name {group2!r}: a group differs in nothing from itself.")
+    if len(names) < 2 and not (of_cell < 0).any():
+        raise ValueError(f"adata.obs[{groupby!r}] holds one group alone, {names[0]!r}: there is nothing to compare.")
+    if second is not None:
+        kept = [*(position[str(name)] for name in chosen), second]
+        of_cell = np.where(np.isin(of_cell, kept), of_cell, -2)
+    pairs = tuple(GroupPair(position[str(name)], second) for name in dict.fromkeys(map(str, chosen)))
+    return Groups(names, of_cell, pairs, groupby)
+
+
+def select_samples(obs: pd.DataFrame, sample_key: str) -> tuple[Int[np.ndarray, "cells"], tuple[str, ...]]:
+    """Return the position of each cell's sample, and the names of the samples.
+
+    Parameters
+    ----------
+    obs
+        Cells.
+    sample_key
+        Column with the donor, animal, ... of each cell.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, or a cell has no sample.
+    """
+    values = _column(obs, "sample_key", sample_key)
+    if values.isna().any():
+        raise ValueError(
+            f"{int(values.isna().sum())} cells have no value in adata.obs[{sample_key!r}]: drop them first."
+        )
+    codes, names = pd.factorize(values.astype(str), sort=True)
+    return codes.astype(np.int64), tuple(names)
+
+
+def _by_hand(obs: pd.DataFrame, idx1: CellSelection | str, idx2: CellSelection | str | None) -> Groups:
+    of_cell = np.full(len(obs), -1 if idx2 is None else -2, dtype=np.int64)
+    first = _picked(obs, "idx1", idx1)
+    of_cell[first] = 0
+    if idx2 is None:
+        return Groups(("one",), of_cell, (GroupPair(0, None),), None)
+    second = _picked(obs, "idx2", idx2)
+    both = np.intersect1d(first, second)
+    if len(both):
+        raise ValueError(f"{len(both)} cells are both in idx1 and in idx2, {obs.index[both[0]]!r} for example.")
+    of_cell[second] = 1
+    return Groups(("one", "two"), of_cell, (GroupPair(0, 1),), None)
+
+
+def _picked(obs: pd.DataFrame, argument: str, cells: CellSelection | str) -> Int[np.ndarray, "chosen"]:
+    if isinstance(cells, str):
+        try:
+            chosen = np.flatnonzero(obs.index.isin(obs.query(cells).index))
+        except (NameError, SyntaxError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{argument}={cells!r} cannot be used as a query of adata.obs ({error}); "
+                f"its columns are {_listed(obs.columns)}."
+            ) from error
+        if not len(chosen):
+            raise ValueError(f"{argument}={cells!r} selects no cell.")
+        return chosen
+    try:
+        return np.unique(select_cells(cells, obs.index))
+    except (ValueError, IndexError) as error:
+        raise type(error)(str(error).replace("indices", argument)) from error
+
+
+def _column(obs: pd.DataFrame, argument: str, key: str) -> pd.Series:
+    if key not in obs:
+        near = get_close_matches(str(key), list(map(str, obs.columns)), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{argument}={key!r} is not a column of adata.obs, which has {_listed(obs.columns)}.{hint}")
+    values = obs[key]
+    # Categories that no cell has are left out, and the order of the others is kept.
+    categories = values.astype("category").cat.remove_unused_categories()
+    return categories.cat.rename_categories([str(name) for name in categories.cat.categories])
+
+
+def _listed(names: Sequence[object] | pd.Index) -> str:
+    return ", ".join(map(repr, names)) if len(names) else "none"

@@ -1,0 +1,331 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+import scvae_ext as sv
+from scvae_ext.analysis import CounterfactualEffect, setting_overlap
+from scvae_ext.analysis.counterfactual import _auc
+from scvae_ext.distributions import NegativeBinomial, Poisson, ZeroInflated
+from scvae_ext.models.counterfactual import _abducted_noise
+
+SETTINGS = {"control": {"batch": "batch_0"}, "treated": {"batch": "batch_1"}}
+
+
+def _known(confounded):
+    """Counts under an intervention on all genes, given to cells by chance or by type, and expression under either."""
+    adata = sv.datasets.synthetic_counts(1600, 100, n_batches=2, library_size=400, seed=2)
+    cell_type, batch = (adata.obs[key].cat.codes.to_numpy() for key in ("cell_type", "batch"))
+    treated = np.where(cell_type <= 1, 0.0, np.where(cell_type == 2, 0.5, 1.0)) if confounded else np.full(1600, 0.5)
+    kept = np.random.default_rng(0).random(1600) < np.where(batch == 1, treated, 1 - treated)
+    adata = adata[kept].copy()
+    states = adata.obsm["latent"].astype(float) @ adata.varm["loadings"].T + adata.var["log_baseline"].to_numpy()
+    truth = []
+    for setting in (0, 1):
+        expression = np.exp(states + adata.varm["batch_effect"][:, setting])
+        truth.append(expression / expression.sum(1, keepdims=True))
+    adata.obs["dose"] = np.linspace(0, 10, adata.n_obs)
+    adata.obs["site"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 3, "north", "south"))
+    return adata, truth
+
+
+def _trained(adata, **setup):
+    sv.SCVAE.setup_anndata(adata, **setup)
+    model = sv.SCVAE(adata, n_latent=5)
+    model.train(max_steps=500, accelerator="cpu", enable_progress_bar=False)
+    model.calibrate_intervals(train_options={"accelerator": "cpu"})
+    return model
+
+
+@pytest.fixture(scope="module")
+def randomised():
+    adata, truth = _known(confounded=False)
+    return _trained(adata, batch_key="batch"), truth
+
+
+@pytest.fixture(scope="module")
+def with_covariates():
+    adata, _ = _known(confounded=False)
+    adata = adata[:200].copy()
+    sv.SCVAE.setup_anndata(
+        adata, batch_key="site", categorical_covariate_keys=["batch"], continuous_covariate_keys=["dose"]
+    )
+    model = sv.SCVAE(adata, n_latent=2)
+    model.train(max_steps=20, accelerator="cpu", enable_progress_bar=False)
+    return model
+
+
+@pytest.mark.parametrize("level", [0.5, 0.8, 0.9, 0.95])
+def test_intervals_of_counterfactual_expression_hold_the_known_intervention(randomised, level):
+    model, truth = randomised
+    found = model.counterfactual({"batch": "batch_1"}, level=level, key_added=None)
+    switched = (model.adata.obs["batch"] == "batch_0").to_numpy()
+    inside = (truth[1] >= found.lower) & (truth[1] <= found.upper)
+    assert inside[switched].mean() == pytest.approx(level, abs=0.05)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.9, 0.95])
+def test_intervals_of_effects_hold_the_known_intervention(randomised, level):
+    model, (control, treated) = randomised
+    found = model.counterfactual_effect(**SETTINGS, groupby="cell_type", level=level)
+    group = model.adata.obs["cell_type"].astype(str).to_numpy()
+    truth = [np.log2(treated[group == name].mean(0) / control[group == name].mean(0)) for name in found.groups]
+    # Errors of a gene are shared by the groups: 100 independent ones.
+    inside = np.abs(found.lfc - truth) <= found.half_width
+    assert inside.mean() == pytest.approx(level, abs=max(0.05, 3 * np.sqrt(level * (1 - level) / 100)))
+    assert np.corrcoef(found.lfc.ravel(), np.ravel(truth))[0, 1] > 0.9
+
+
+def test_an_effect_is_the_ratio_of_mean_expression(randomised):
+    model, _ = randomised
+    cells = np.array([3, 500, 20])
+    found = model.counterfactual_effect(**SETTINGS, indices=cells, gene_list=["gene_9", "gene_0"])
+    means = [
+        model.get_normalized_expression(
+            indices=cells, transform_batch=batch, gene_list=["gene_9", "gene_0"], return_numpy=True, key_added=None
+        ).mean(0)
+        for batch in ("batch_0", "batch_1")
+    ]
+    np.testing.assert_allclose(found.lfc[0], np.log2(means[1] / means[0]), rtol=1e-3)
+    assert found.groups.tolist() == ["all"]
+    assert found.n_cells.tolist() == [3]
+    assert found.var_names.tolist() == ["gene_9", "gene_0"]
+
+
+def test_an_intervention_by_chance_is_not_called_confounded(randomised):
+    model, _ = randomised
+    found = model.counterfactual({"batch": "batch_1"}, key_added=None)
+    assert not found.overlap.dependence.is_notable
+    assert found.overlap.is_supported.mean() > 0.95
+    assert "latent state says little about the setting" in str(found)
+    assert "Assumed, and not tested" in str(found)
+
+
+def test_a_confounded_intervention_is_flagged():
+    adata, _ = _known(confounded=True)
+    sv.SCVAE.setup_anndata(adata, batch_key="batch")
+    model = sv.SCVAE(adata, n_latent=5)
+    model.train(max_steps=300, accelerator="cpu", enable_progress_bar=False)
+    model.calibrate_intervals(train_options={"accelerator": "cpu", "max_steps": 5})
+    found = model.counterfactual({"batch": "batch_1"}, key_added=None)
+    assert found.overlap.dependence.is_notable
+    assert found.overlap.dependence.auc > 0.85
+    never_treated = adata.obs["cell_type"].isin(["type_0", "type_1"]).to_numpy()
+    supported = found.to_frame()["is_supported"].to_numpy()
+    assert supported[never_treated].mean() < 0.9
+    assert never_treated[~supported].mean() > 0.8
+    assert supported[adata.obs["batch"] == "batch_1"].mean() > 0.95
+    assert "can be told from its latent state" in str(found)
+
+
+def test_results_are_written_and_follow_the_cells_asked_for(randomised):
+    model, _ = randomised
+    adata = model.adata
+    whole = model.counterfactual({"batch": "batch_0"})
+    np.testing.assert_array_equal(adata.layers["scvae_counterfactual_lower"], whole.lower)
+    np.testing.assert_array_equal(adata.obs["scvae_counterfactual_supported"], whole.overlap.is_supported)
+    cells = adata.obs_names[[4, 1]]
+    some = model.counterfactual({"batch": "batch_0"}, indices=cells, gene_list=["gene_3", "gene_1"], n_samples=2)
+    np.testing.assert_allclose(some.median, whole.median[np.ix_([4, 1], [3, 1])], rtol=1e-4)
+    assert some.to_frame().index.tolist() == cells.tolist()
+    assert [counts.shape for counts in some.counts] == [(2, 2)] * 2
+
+
+def test_counts_in_the_observed_setting_are_distributed_as_those_observed(randomised):
+    model, _ = randomised
+    adata = model.adata
+    cells = (adata.obs["batch"] == "batch_0").to_numpy()
+    drawn = model.counterfactual({"batch": "batch_0"}, indices=cells, key_added=None).counts[0].toarray()
+    seen = adata.X[cells].toarray()
+    busy = seen.mean(0) > 1
+    np.testing.assert_allclose(drawn.mean(0)[busy], seen.mean(0)[busy], rtol=0.2)
+    np.testing.assert_allclose(np.log(drawn.var(0)[busy]), np.log(seen.var(0)[busy]), atol=0.5)
+    # The noise of each cell was abducted: what it showed beyond its state it shows again.
+    assert np.corrcoef(drawn[:, busy].ravel(), seen[:, busy].ravel())[0, 1] > 0.7
+
+
+def test_abducted_noise_has_the_posterior_of_a_gamma_and_its_prior_on_average():
+    mean, theta = torch.full((20_000, 1), 3.0), torch.tensor(2.0)
+    px = NegativeBinomial(mean, theta)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        seen = px.sample()
+        noise = _abducted_noise(px, seen)
+        of_seven = _abducted_noise(px, torch.full_like(mean, 7.0)).ravel().numpy()
+    assert stats.kstest(noise.ravel().numpy(), stats.gamma(2.0, scale=0.5).cdf).pvalue > 0.01
+    assert stats.kstest(of_seven, stats.gamma(9.0, scale=1 / 5).cdf).pvalue > 0.01
+
+
+def test_a_poisson_count_has_no_noise_to_abduct():
+    px = Poisson(torch.full((5, 2), 3.0))
+    assert torch.equal(_abducted_noise(px, torch.zeros(5, 2)), torch.ones(5, 2))
+
+
+def test_extra_zeros_are_abducted():
+    logits = torch.tensor(0.4)
+    px = ZeroInflated(NegativeBinomial(torch.full((50_000, 1), 1.5), torch.tensor(2.0)), logits.expand(50_000, 1))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        of_zeros = _abducted_noise(px, torch.zeros(50_000, 1))
+        of_ones = _abducted_noise(px, torch.ones(50_000, 1))
+    extra, base = 1 / (1 + np.exp(-0.4)), (2 / 3.5) ** 2
+    assert float((of_zeros == 0).float().mean()) == pytest.approx(extra / (extra + (1 - extra) * base), abs=0.01)
+    assert (of_ones > 0).all()
+
+
+def test_the_ratio_is_that_of_densities():
+    rng = np.random.default_rng(0)
+    states = np.concatenate([rng.normal(0, 1, (4000, 1)), rng.normal(1.5, 1, (4000, 1))])
+    treated = np.arange(8000) >= 4000
+    query = np.array([[-1.0], [0.75], [2.5]])
+    found = setting_overlap(states, treated, query)
+    densities = stats.norm.pdf(query[:, 0] - 1.5), stats.norm.pdf(query[:, 0])
+    expected = densities[0] / ((densities[0] + densities[1]) / 2)
+    np.testing.assert_allclose(found.ratio, expected, atol=0.25)
+    # The best classifier of two Gaussians; neighbours come close to it.
+    assert found.dependence.auc == pytest.approx(stats.norm.cdf(1.5 / np.sqrt(2)), abs=0.02)
+    assert found.dependence.null_auc == pytest.approx(0.5, abs=0.02)
+    assert found.dependence.p_value == pytest.approx(1 / 201)
+
+
+def test_permutations_reject_as_often_as_they_should():
+    rng = np.random.default_rng(0)
+    values = [
+        setting_overlap(rng.normal(size=(120, 2)), rng.random(120) < 0.4, np.zeros((1, 2)), seed=i).dependence.p_value
+        for i in range(60)
+    ]
+    assert stats.kstest(values, "uniform").pvalue > 0.01
+
+
+def test_the_area_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    score, positive = rng.integers(0, 6, 300) / 5, rng.random(300) < 0.3
+    assert _auc(score, positive) == pytest.approx(roc_auc_score(positive, score))
+
+
+def test_a_setting_nobody_or_everybody_has():
+    states = np.random.default_rng(0).normal(size=(100, 2))
+    nobody = setting_overlap(states, np.zeros(100, dtype=bool), states)
+    assert not nobody.is_supported.any()
+    assert nobody.dependence is None
+    assert "100 of 100 cells are in states that were not seen" in str(nobody)
+    everybody = setting_overlap(states, np.ones(100, dtype=bool), states)
+    assert everybody.is_supported.all()
+    assert str(everybody) == "All 100 cells are in states that were seen under the setting."
+
+
+def test_many_reference_cells_are_thinned(monkeypatch):
+    import inspect
+
+    states = np.random.default_rng(0).normal(size=(500, 2))
+    monkeypatch.setitem(inspect.unwrap(setting_overlap).__globals__, "MAX_REFERENCE", 100)
+    assert setting_overlap(states, np.arange(500) % 2 == 0, states).dependence.n_cells == 100
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "must say what is set"),
+        ({"condition": "a"}, "known are 'site', 'batch', 'dose'"),
+        ({"batch": "batch_7"}, "known are 'batch_0', 'batch_1'"),
+        ({"site": "east"}, "known are 'north', 'south'"),
+        ({"dose": "high"}, "pass a finite number"),
+        ({"dose": float("inf")}, "pass a finite number"),
+    ],
+)
+def test_settings_that_do_not_exist(with_covariates, asked, message):
+    with pytest.raises(ValueError, match=message):
+        with_covariates.counterfactual(asked)
+
+
+def test_models_without_covariates():
+    adata = sv.datasets.synthetic_counts(100, 20)
+    sv.SCVAE.setup_anndata(adata)
+    model = sv.SCVAE(adata, n_latent=2)
+    model.train(max_steps=2, accelerator="cpu", enable_progress_bar=False)
+    with pytest.raises(ValueError, match="the model has none"):
+        model.counterfactual({"batch": "b"})
+
+
+def test_effects_of_settings_that_do_not_compare(with_covariates):
+    with pytest.raises(ValueError, match="set the same covariates in both"):
+        with_covariates.counterfactual_effect({"site": "north"}, {"batch": "batch_1"})
+    with pytest.raises(ValueError, match="groupby='type' is no column"):
+        with_covariates.counterfactual_effect({"site": "north"}, {"site": "south"}, groupby="type")
+
+
+def test_states_are_moved_by_the_mean_difference_within_groups(randomised):
+    model, _ = randomised
+    adata = model.adata
+    cells = np.array([7, 300])
+    adata.obs["half"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 2, "odd", "even"))
+    latent = model.get_latent_representation(key_added=None)
+    batch, half = adata.obs["batch"].to_numpy(), adata.obs["half"].to_numpy()
+    own, to = batch[cells], "batch_1"
+    shift = np.mean(
+        [
+            latent[(half == name) & (batch == to)].mean(0) - latent[(half == name) & (batch == "batch_0")].mean(0)
+            for name in ("odd", "even")
+        ],
+        axis=0,
+    )
+    moved = torch.from_numpy((latent[cells] + shift * (own != to)[:, None]).astype(np.float32))
+    with torch.no_grad():
+        hidden = model.module.decoder(moved, torch.tensor([[0.0, 1.0]]).expand(2, 2))
+        expected = model.module.likelihood.expression(hidden).numpy()
+    found = model.counterfactual({"batch": to}, indices=cells, shift_within="half", key_added=None)
+    np.testing.assert_allclose(found.median, expected, rtol=1e-3)
+
+
+def test_groups_within_which_states_cannot_be_compared(randomised, with_covariates):
+    model, _ = randomised
+    model.adata.obs["alone"] = pd.Categorical(model.adata.obs_names.to_numpy())
+    with pytest.raises(ValueError, match="No group of 'alone' has 10 cells"):
+        model.counterfactual({"batch": "batch_1"}, shift_within="alone", key_added=None)
+    with pytest.raises(ValueError, match="shift_within='type' is no column"):
+        model.counterfactual({"batch": "batch_1"}, shift_within="type", key_added=None)
+    with pytest.raises(ValueError, match="not of numbers"):
+        with_covariates.counterfactual({"dose": 3}, shift_within="site", key_added=None)
+
+
+def test_categorical_and_continuous_covariates_are_set(with_covariates):
+    adata = with_covariates.adata
+    both = {"batch": "batch_1", "dose": 2.5}
+    found = with_covariates.counterfactual(both, key_added=None)
+    as_if = adata.copy()
+    as_if.obs["batch"], as_if.obs["dose"] = "batch_1", 2.5
+    # The encoder sees counts alone, so that relabelled cells have the same state.
+    expected = with_covariates.get_normalized_expression(as_if, n_samples=1, return_numpy=True, key_added=None)
+    np.testing.assert_allclose(found.median, expected, rtol=1e-4)
+    assert not np.allclose(found.median, with_covariates.counterfactual({"dose": 9}, key_added=None).median, rtol=1e-3)
+
+
+def test_cells_of_another_anndata(with_covariates):
+    other = with_covariates.adata[5:25].copy()
+    found = with_covariates.counterfactual_effect({"site": "north"}, {"site": "south"}, adata=other, groupby="batch")
+    own = with_covariates.counterfactual_effect(
+        {"site": "north"}, {"site": "south"}, indices=np.arange(5, 25), groupby="batch"
+    )
+    np.testing.assert_allclose(found.lfc, own.lfc, atol=1e-4)
+    assert (found.half_width > 0).all()
+
+
+def test_an_effect_as_a_table_and_in_words(randomised):
+    model, _ = randomised
+    found = model.counterfactual_effect(**SETTINGS, groupby="cell_type")
+    assert isinstance(found, CounterfactualEffect)
+    frame = found.to_frame()
+    assert len(frame) == 5 * 100
+    first = frame.loc["type_0"]
+    assert first["lfc"].abs().is_monotonic_decreasing
+    column = found.var_names.get_loc(first.index[0])
+    row = first.iloc[0]
+    assert row["lfc"] == found.lfc[0, column]
+    assert row["lfc_upper"] - row["lfc_lower"] == pytest.approx(2 * found.half_width[0, column])
+    assert row["excludes_zero"] == (row["lfc_lower"] > 0 or row["lfc_upper"] < 0)
+    assert row["n_cells"] == (model.adata.obs["cell_type"] == "type_0").sum()
+    n_sure = int(first["excludes_zero"].sum())
+    assert f"type_0: the 90 % interval leaves out zero for {n_sure} genes" in str(found)
+    assert str(found).startswith("Effect of batch = batch_1 against batch = batch_0 on 100 genes.")

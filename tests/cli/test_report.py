@@ -1,0 +1,56 @@
+import re
+
+import pytest
+
+from scvae_ext.cli import main
+from scvae_ext.datasets import synthetic_counts
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Fit on the command line and save the model."""
+    folder = tmp_path_factory.mktemp("saved")
+    synthetic_counts(n_cells=200, n_genes=30, n_types=3, seed=0).write_h5ad(folder / "counts.h5ad")
+    words = ["fit", folder / "counts.h5ad", "--out", folder / "out.h5ad", "--save-model", folder / "model"]
+    assert main([*map(str, words), "--n-latent", "3", "--max-epochs", "20"]) == 0
+    return folder
+
+
+def _error(capsys, *arguments):
+    """Run ``report``, which has to fail, and return its one line."""
+    assert main(["report", *map(str, arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("scvae-ext report: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_report_of_a_model_that_fit_saved(saved, tmp_path, capsys):
+    out = tmp_path / "report.html"
+    assert main(["report", str(saved / "model"), str(saved / "counts.h5ad"), "--out", str(out)]) == 0
+    assert re.search(rf"wrote {re.escape(str(out))} after \d+ s", capsys.readouterr().out)
+    page = out.read_text()
+    assert "200 cells, 30 genes" in page
+    assert 'id="evidence"' in page
+    assert 'id="compare_likelihoods"' not in page
+
+
+def test_outputs_are_checked_before_anything_is_read(tmp_path, capsys):
+    assert "does not end in .html" in _error(capsys, tmp_path / "model", "--out", tmp_path / "report.pdf")
+    (tmp_path / "report.html").write_text("precious")
+    assert "add --overwrite" in _error(capsys, tmp_path / "model", "--out", tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text() == "precious"
+
+
+def test_a_model_needs_its_counts(saved, tmp_path, capsys):
+    out = tmp_path / "report.html"
+    assert "needs the counts" in _error(capsys, saved / "model", "--out", out)
+    assert "is not a file" in _error(capsys, saved / "model", tmp_path / "missing.h5ad", "--out", out)
+    assert str(tmp_path / "nothing") in _error(capsys, tmp_path / "nothing", saved / "counts.h5ad", "--out", out)
+
+
+def test_fit_does_not_replace_a_saved_model_unasked(saved, tmp_path, capsys):
+    words = ["fit", saved / "counts.h5ad", "--out", tmp_path / "out.h5ad", "--save-model", saved / "model"]
+    assert main([*map(str, words), "--max-epochs", "1"]) == 2
+    assert f"{saved / 'model'} exists; add --overwrite" in capsys.readouterr().err
+    assert not (tmp_path / "out.h5ad").exists()

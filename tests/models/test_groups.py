@@ -1,0 +1,102 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from scvae_ext.models.groups import GroupPair, select_groups, select_samples
+
+
+@pytest.fixture
+def obs():
+    types = pd.Categorical(["b", "a", "b", "c", "a", None], categories=["c", "unused", "b", "a"])
+    return pd.DataFrame(
+        {"type": types, "donor": list("xxyyxy"), "age": [1, 2, 3, 4, 5, 6]}, index=[f"cell{i}" for i in range(6)]
+    )
+
+
+def _select(obs, groupby=None, group1=None, group2=None, idx1=None, idx2=None):
+    return select_groups(obs, groupby, group1, group2, idx1, idx2)
+
+
+def test_all_groups_with_cells_in_the_order_of_their_categories(obs):
+    groups = _select(obs, "type")
+    assert groups.names == ("c", "b", "a")
+    assert groups.of_cell.tolist() == [1, 2, 1, 0, 2, -1]
+    assert groups.pairs == (GroupPair(0, None), GroupPair(1, None), GroupPair(2, None))
+    assert groups.size(1) == 2
+
+
+def test_cells_of_other_groups_are_left_out_where_two_are_compared(obs):
+    groups = _select(obs, "type", "a", "b")
+    assert groups.pairs == (GroupPair(2, 1),)
+    assert groups.of_cell.tolist() == [1, 2, 1, -2, 2, -2]
+
+
+def test_several_groups_against_one(obs):
+    assert _select(obs, "type", ["a", "c"], "b").pairs == (GroupPair(2, 1), GroupPair(0, 1))
+    assert _select(obs, "type", None, "b").pairs == (GroupPair(0, 1), GroupPair(2, 1))
+
+
+def test_numbers_as_groups_go_by_their_text(obs):
+    groups = _select(obs, "age", "3", "4")
+    assert groups.of_cell[[2, 3]].tolist() == [groups.names.index("3"), groups.names.index("4")]
+
+
+@pytest.mark.parametrize(
+    ("idx1", "idx2", "expected"),
+    [
+        ([0, 1], [4], [0, 0, -2, -2, 1, -2]),
+        ([True, False, False, False, False, False], None, [0, -1, -1, -1, -1, -1]),
+        ("age > 4", "donor == 'x' and age < 3", [1, 1, -2, -2, 0, 0]),
+        (["cell3"], ["cell0", "cell2"], [1, -2, 1, 0, -2, -2]),
+    ],
+)
+def test_cells_by_hand(obs, idx1, idx2, expected):
+    groups = _select(obs, idx1=idx1, idx2=idx2)
+    assert groups.of_cell.tolist() == expected
+    assert groups.pairs == (GroupPair(0, None if idx2 is None else 1),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "groupby is missing: name a column of adata.obs \\('type', 'donor', 'age'\\)"),
+        ({"groupby": "typ"}, "groupby='typ' is not a column.*'type', 'donor', 'age'.*Did you mean 'type'"),
+        ({"groupby": "type", "group1": "d"}, "group1='d' is not in.*which holds 'c', 'b', 'a'"),
+        ({"groupby": "type", "group1": "unused"}, "group1='unused' is not in"),
+        ({"groupby": "type", "group1": "a", "group2": "B"}, "group2='B' is not in.*holds 'c', 'b', 'a'"),
+        ({"groupby": "type", "group1": "a", "group2": "a"}, "both name 'a'"),
+        ({"groupby": "type", "group1": []}, "group1 is an empty list.*'c', 'b', 'a'"),
+        ({"groupby": "type", "idx1": [0]}, "pass one or the other"),
+        ({"idx2": [0]}, "without idx1"),
+        ({"idx1": [0, 1], "idx2": [1, 2]}, "1 cells are both in idx1 and in idx2, 'cell1'"),
+        ({"idx1": "age > 10"}, "selects no cell"),
+        ({"idx1": "weight > 10"}, "cannot be used as a query.*'type', 'donor', 'age'"),
+        ({"idx1": [17]}, "idx1 holds 17"),
+        ({"idx1": []}, "idx1 selects no cell"),
+    ],
+)
+def test_errors_say_what_exists(obs, arguments, message):
+    with pytest.raises((ValueError, IndexError), match=message):
+        _select(obs, **arguments)
+
+
+def test_one_group_has_nothing_to_be_compared_with(obs):
+    with pytest.raises(ValueError, match="one group alone, 'same'"):
+        _select(obs.assign(same="same"), "same")
+
+
+def test_samples_are_numbered_by_name(obs):
+    codes, names = select_samples(obs, "donor")
+    assert names == ("x", "y")
+    assert codes.tolist() == [0, 0, 1, 1, 0, 1]
+
+
+def test_every_cell_needs_a_sample(obs):
+    with pytest.raises(ValueError, match=r"1 cells have no value in adata\.obs"):
+        select_samples(obs, "type")
+    with pytest.raises(ValueError, match=r"sample_key=.donr.*Did you mean .donor."):
+        select_samples(obs, "donr")
+
+
+def test_positions_are_integers(obs):
+    assert np.issubdtype(_select(obs, "type").of_cell.dtype, np.int64)
