@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Self
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -54,23 +53,15 @@ class SparseCounts:
         return self.cell_index * self.n_genes + self.gene_index
 
     @cached_property
-    def cell_offsets(self) -> Int[Tensor, "cells"]:
-        """Position of each cell's first value."""
-        cells = torch.arange(self.n_cells, dtype=self.cell_index.dtype, device=self.cell_index.device)
+    def cell_offsets(self) -> Int[Tensor, "offsets"]:
+        """Position of each cell's first value, and behind them the number of values."""
+        cells = torch.arange(self.n_cells + 1, dtype=self.cell_index.dtype, device=self.cell_index.device)
         return torch.searchsorted(self.cell_index, cells)
 
     @cached_property
-    def by_gene(self) -> tuple[Int[Tensor, "nonzero"], Int[Tensor, "nonzero"], Int[Tensor, "genes"]]:
-        """The same matrix gene by gene: the order of the values, their cells, and each gene's first position."""
-        # scipy sorts by counting, in half the time of a general sort, and in less with short integers.
-        n_values = len(self.values)
-        order = np.arange(n_values, dtype=np.int32)
-        genes = self.gene_index.cpu().numpy().astype(np.int32)
-        offsets = np.append(self.cell_offsets.cpu().numpy(), n_values).astype(np.int32)
-        columns = sp.csr_array((order, genes, offsets), shape=(self.n_cells, self.n_genes)).tocsc()
-        parts = (columns.data, columns.indices, columns.indptr[:-1])
-        by_gene = [torch.from_numpy(part).to(self.values.device) for part in parts]
-        return by_gene[0], by_gene[1], by_gene[2]
+    def by_cell(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Values, genes and :attr:`cell_offsets`, as compiled kernels take them."""
+        return self.values.numpy(), self.gene_index.numpy(), self.cell_offsets.numpy()
 
     def with_values(self, values: Float[Tensor, "nonzero"]) -> Self:
         """Return a matrix with other values at the same places.
@@ -80,7 +71,10 @@ class SparseCounts:
         values
             One value for each entry, for example ``counts.values.log1p()``.
         """
-        return replace(self, values=values)
+        other = replace(self, values=values)
+        if values.device.type == "cpu":  # where kernels read them, of both
+            other.__dict__["cell_offsets"] = self.cell_offsets
+        return other
 
     def dense(self) -> Float[Tensor, "cells genes"]:
         """Return the same counts as a dense matrix."""

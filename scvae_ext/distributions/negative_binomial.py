@@ -9,6 +9,7 @@ from torch import Size, Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 
+from scvae_ext.distributions.composition import Composition
 from scvae_ext.distributions.count import CountDistribution, Shape, flatten_matrix, put_
 from scvae_ext.distributions.special import (
     binet_above_one,
@@ -122,7 +123,7 @@ class NegativeBinomial(CountDistribution):
     Parameters
     ----------
     mean
-        Expected count :math:`\mu`.
+        Expected count :math:`\mu`; or a :class:`Composition`, which becomes one where it is asked for.
     inverse_dispersion
         :math:`\theta`, greater than zero. Any shape that broadcasts against the mean; it is not expanded, so one
         value per gene costs (and receives its gradient in) that much memory and no more.
@@ -152,24 +153,27 @@ class NegativeBinomial(CountDistribution):
 
     def __init__(
         self,
-        mean: Float[Tensor, "..."],
+        mean: Float[Tensor, "..."] | Composition,
         inverse_dispersion: Float[Tensor, "..."],
         validate_args: bool | None = None,
     ) -> None:
-        shape = torch.broadcast_shapes(mean.shape, inverse_dispersion.shape)
-        self._mean = mean.expand(shape)
+        # One value for each gene does not change the shape, which torch needs a tenth of a millisecond to find out.
+        per_gene = isinstance(mean, Composition) and inverse_dispersion.shape == mean.shape[-1:]
+        shape = mean.shape if per_gene else torch.broadcast_shapes(mean.shape, inverse_dispersion.shape)
+        self._given_mean = mean
         self.inverse_dispersion = inverse_dispersion
         super().__init__(shape, validate_args=validate_args)
 
     @property
     def mean(self) -> Float[Tensor, "..."]:
         """Expected count."""
-        return self._mean
+        mean = self._given_mean.mean if isinstance(self._given_mean, Composition) else self._given_mean
+        return mean.expand(self.batch_shape)
 
     @property
     def variance(self) -> Float[Tensor, "..."]:
         """Variance of the count."""
-        return self._mean * (1 + self._mean / self.inverse_dispersion)
+        return self.mean * (1 + self.mean / self.inverse_dispersion)
 
     def expand(self, batch_shape: Shape, _instance: None = None) -> Self:
         """Return the same distribution over a larger batch shape, without a copy.
@@ -179,7 +183,7 @@ class NegativeBinomial(CountDistribution):
         batch_shape
             The new batch shape.
         """
-        return type(self)(self._mean.expand(batch_shape), self.inverse_dispersion, self._validate_args)
+        return type(self)(self.mean.expand(batch_shape), self.inverse_dispersion, self._validate_args)
 
     def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
         """Draw counts, as a Poisson whose rate is drawn from a gamma distribution.
@@ -192,11 +196,11 @@ class NegativeBinomial(CountDistribution):
         shape = self._extended_shape(sample_shape)
         with torch.no_grad():
             gamma = torch._standard_gamma(self.inverse_dispersion.expand(shape))
-            return torch.poisson(gamma * (self._mean / self.inverse_dispersion))
+            return torch.poisson(gamma * (self.mean / self.inverse_dispersion))
 
     def log_prob_zero(self) -> Float[Tensor, "..."]:
         """Return the log-probability of a count of zero, in nats."""
-        return -self.inverse_dispersion * torch.log1p(self._mean / self.inverse_dispersion)
+        return -self.inverse_dispersion * torch.log1p(self.mean / self.inverse_dispersion)
 
     def log_prob_sparse(self, counts: SparseCounts) -> Float[Tensor, "..."]:
         """Return the log-probability of each count of a sparse matrix, in nats, as a dense tensor.
@@ -209,9 +213,39 @@ class NegativeBinomial(CountDistribution):
         shape = self._shape_over(counts)
         theta = self.inverse_dispersion
         theta = theta.expand(counts.n_genes) if theta.dim() < 2 else theta.expand(shape)
-        log_prob: Tensor = _LogProb.apply(self._mean.expand(shape), theta, counts)  # type: ignore[no-untyped-call]
+        log_prob: Tensor = _LogProb.apply(self.mean.expand(shape), theta, counts)  # type: ignore[no-untyped-call]
         return log_prob
 
+    def log_prob_sum(self, counts: SparseCounts) -> Float[Tensor, "..."]:
+        """Return the log-probability of the counts of each cell, summed over genes, in nats.
+
+        Equal to ``log_prob(counts.dense()).sum(-1)``, in less time and memory.
+
+        Parameters
+        ----------
+        counts
+            Counts of the cells and genes of the last two dimensions; dimensions before those are samples.
+        """
+        composed = self.composed_log_prob_sum(counts)
+        return super().log_prob_sum(counts) if composed is None else composed
+
+    def composed_log_prob_sum(
+        self, counts: SparseCounts, zero_inflation_logits: Float[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "..."] | None:
+        """Return :meth:`log_prob_sum` in one pass where the mean is a composition that allows it, or else ``None``.
+
+        Parameters
+        ----------
+        counts
+            As for :meth:`log_prob_sum`.
+        zero_inflation_logits
+            Logits of additional zeros, for each gene or for each count, for the sum with these.
+        """
+        mean, theta = self._given_mean, self.inverse_dispersion
+        if not isinstance(mean, Composition) or not mean.fits(counts, theta):
+            return None
+        return mean.log_prob_sum(counts, theta, zero_inflation_logits)
+
     def _row(self, shape: Size) -> Self:
-        mean, theta = (term.expand(shape).reshape(1, -1) for term in (self._mean, self.inverse_dispersion))
+        mean, theta = (term.expand(shape).reshape(1, -1) for term in (self.mean, self.inverse_dispersion))
         return type(self)(mean, theta, validate_args=False)

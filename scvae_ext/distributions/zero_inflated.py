@@ -10,6 +10,7 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from scvae_ext.distributions.count import CountDistribution, Shape, put_
+from scvae_ext.distributions.negative_binomial import NegativeBinomial
 from scvae_ext.minibatch import SparseCounts
 
 __all__ = ["ZeroInflated"]
@@ -175,6 +176,10 @@ class ZeroInflated(CountDistribution):
         shape = self._shape_over(counts)
         logits = self.zero_inflation_logits
         logits = logits.expand(counts.n_genes) if logits.dim() < 2 else logits.expand(shape)
+        if isinstance(self.base, NegativeBinomial):
+            composed = self.base.composed_log_prob_sum(counts, logits)
+            if composed is not None:
+                return composed
         log_prob: Tensor = _LogProbSum.apply(self.base.log_prob_sparse(counts), logits, counts)  # type: ignore[no-untyped-call]
         return log_prob
 

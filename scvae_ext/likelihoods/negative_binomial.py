@@ -47,7 +47,7 @@ class NegativeBinomialLikelihood(Likelihood[NegativeBinomial]):
         batch: CellIndices,
         label: CellIndices,
     ) -> NegativeBinomial:
-        mean = self.expression_head.mean(hidden, depth)
+        mean = self.expression_head.expected_counts(hidden, depth)
         return NegativeBinomial(mean, self.dispersion(hidden, batch, label), validate_args=False)
 
     @override

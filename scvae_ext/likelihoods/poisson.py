@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from scvae_ext.distributions import Poisson
+from scvae_ext.distributions import Composition, Poisson
 from scvae_ext.likelihoods.base import Likelihood
 from scvae_ext.likelihoods.statistics import GeneStatistics
 from scvae_ext.minibatch import Minibatch
@@ -47,7 +47,8 @@ class PoissonLikelihood(Likelihood[Poisson]):
         batch: CellIndices,
         label: CellIndices,
     ) -> Poisson:
-        return Poisson(self.expression_head.mean(hidden, depth), validate_args=False)
+        rate = self.expression_head.expected_counts(hidden, depth)
+        return Poisson(rate.mean if isinstance(rate, Composition) else rate, validate_args=False)
 
     @override
     def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:

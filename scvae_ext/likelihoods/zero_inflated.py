@@ -63,7 +63,7 @@ class ZeroInflatedNegativeBinomialLikelihood(Likelihood[ZeroInflated]):
         label: CellIndices,
     ) -> ZeroInflated:
         base = self.base(hidden, depth, batch, label)
-        return ZeroInflated(base, self.zero_inflation(hidden, base.mean), validate_args=False)
+        return ZeroInflated(base, self.zero_inflation(hidden, base), validate_args=False)
 
     @override
     def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:

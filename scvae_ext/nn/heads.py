@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scvae_ext.distributions import SMALLEST_MEAN, Composition
 from scvae_ext.nn.precision import full_precision
 from scvae_ext.types import CellIndices, GeneValues
 
@@ -14,8 +15,6 @@ __all__ = ["RESIDUAL_SCALE", "Dispersion", "DispersionKind", "ExpressionHead", "
 
 DispersionKind = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
 
-# A softmax can underflow to zero, under which every count but zero is impossible.
-SMALLEST_MEAN = 1e-30
 # A state of the decoder reaches a gene by many hidden units, a residual factor by one weight, which weight decay and
 # the steps of Adam would hold back: inputs of residual factors are this much larger.
 RESIDUAL_SCALE = 3.0
@@ -75,9 +74,9 @@ class ExpressionHead(nn.Module):
         logits = full_precision(self.linear(hidden))
         return logits.softmax(dim=-1) if self.compositional else functional.softplus(logits)
 
-    def mean(
+    def expected_counts(
         self, hidden: Float[Tensor, "*samples cells hidden"], depth: Float[Tensor, "*#samples cells"]
-    ) -> Float[Tensor, "*samples cells genes"]:
+    ) -> Float[Tensor, "*samples cells genes"] | Composition:
         """Return expected counts: depth times expression, kept from underflow to an impossible zero.
 
         Parameters
@@ -87,7 +86,8 @@ class ExpressionHead(nn.Module):
         depth
             Library size in counts, or size factor.
         """
-        # Two passes with a plain multiplication take half the time of one addcmul with two broadcast arguments.
+        if self.compositional:
+            return Composition(full_precision(self.linear(hidden)), depth)
         expression: Tensor = self(hidden)
         return (expression * depth.unsqueeze(-1)).add_(SMALLEST_MEAN)
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
+from scvae_ext.kernels import sparse_product, transposed_sparse_product
 from scvae_ext.minibatch import SparseCounts
 
 __all__ = ["SparseLinear"]
@@ -22,26 +22,15 @@ class _SparseProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, counts: SparseCounts) -> Tensor:
-        ctx.counts = counts
-        return functional.embedding_bag(
-            counts.gene_index,
-            weight,
-            counts.cell_offsets,
-            mode="sum",
-            per_sample_weights=counts.values.to(weight.dtype),
-        )
+        ctx.counts, ctx.n_genes = counts, len(weight)
+        return torch.from_numpy(sparse_product(*counts.by_cell, weight.detach().numpy()))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        counts = ctx.counts
-        order, cell_index, gene_offsets = counts.by_gene
-        values = counts.values.index_select(0, order).to(grad.dtype)
-        # The transposed product: for each gene, a weighted sum of the rows of the gradient.
-        grad_weight = functional.embedding_bag(
-            cell_index, grad.contiguous(), gene_offsets, mode="sum", per_sample_weights=values
-        )
-        return grad_weight, None
+        values, genes, offsets = ctx.counts.by_cell
+        product = transposed_sparse_product(values, genes, offsets, grad.contiguous().numpy(), ctx.n_genes)
+        return torch.from_numpy(product), None
 
 
 class SparseLinear(nn.Module):
@@ -82,8 +71,12 @@ class SparseLinear(nn.Module):
         """
         if not isinstance(x, SparseCounts):
             product = x @ self.weight
-        elif x.values.device.type == "cpu" and len(x.values) <= MAX_DENSITY * x.n_cells * x.n_genes:
+        elif self._as_sum(x):
             product = _SparseProduct.apply(self.weight, x)  # type: ignore[no-untyped-call]
         else:
             product = x.dense() @ self.weight
         return product if self.bias is None else product + self.bias
+
+    def _as_sum(self, x: SparseCounts) -> bool:
+        few = len(x.values) <= MAX_DENSITY * x.n_cells * x.n_genes
+        return few and x.values.device.type == "cpu" and x.values.dtype == self.weight.dtype

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from scvae_ext.distributions import CountDistribution
 from scvae_ext.nn.precision import full_precision
 
 __all__ = ["ZeroInflationHead", "ZeroInflationKind"]
@@ -79,7 +80,7 @@ class ZeroInflationHead(nn.Module):
         return (self.SCALE * self.scaled_log_slope).exp()
 
     def forward(
-        self, hidden: Float[Tensor, "*samples cells hidden"], mean: Float[Tensor, "*samples cells genes"]
+        self, hidden: Float[Tensor, "*samples cells hidden"], base: CountDistribution
     ) -> Float[Tensor, "*cells genes"]:
         """Return the logits, of shape (genes,) for ``"gene"`` and (..., cells, genes) otherwise.
 
@@ -87,13 +88,13 @@ class ZeroInflationHead(nn.Module):
         ----------
         hidden
             Activations of the decoder. Residual factors behind them are left out.
-        mean
-            Expected counts before inflation.
+        base
+            The distribution to be inflated, of whose mean the logits of ``"logistic"`` are a curve.
         """
         if self.kind == "gene":
             return self.SCALE * self.scaled_logit
         if self.kind == "logistic":
-            return self.SCALE * self.scaled_logit - self.slope * mean.log()
+            return self.SCALE * self.scaled_logit - self.slope * base.mean.log()
         hidden = hidden[..., : self.linear.in_features]
         if self.prior is not None and self.training:
             with torch.no_grad():

@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
+from scvae_ext.distributions import Poisson
 from scvae_ext.nn import ZeroInflationHead
 
 HIDDEN = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).relu()
@@ -23,7 +24,7 @@ def _set(head, logits):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pi_starts_small(kind):
-    pi = ZeroInflationHead(kind, 3, 5)(HIDDEN.expand(2, 4, 3), MEAN.expand(2, 4, 5)).sigmoid()
+    pi = ZeroInflationHead(kind, 3, 5)(HIDDEN.expand(2, 4, 3), Poisson(MEAN.expand(2, 4, 5))).sigmoid()
     assert pi.shape == ((5,) if kind == "gene" else (2, 4, 5))
     assert bool(((pi > 0.0) & (pi < 0.2)).all())
 
@@ -39,7 +40,7 @@ def test_at_slope_one_the_logistic_curve_is_that_of_michaelis_and_menten():
     with torch.no_grad():
         head.scaled_log_slope.zero_()
     assert head.slope.item() == 1.0
-    torch.testing.assert_close(1 - head(HIDDEN, MEAN).sigmoid(), MEAN / (2.0 + MEAN))
+    torch.testing.assert_close(1 - head(HIDDEN, Poisson(MEAN)).sigmoid(), MEAN / (2.0 + MEAN))
 
 
 def test_the_slope_stays_positive():
@@ -47,12 +48,12 @@ def test_the_slope_stays_positive():
     with torch.no_grad():
         head.scaled_log_slope.fill_(-10)
     assert head.slope.item() > 0
-    logits = head(HIDDEN, MEAN)
+    logits = head(HIDDEN, Poisson(MEAN))
     assert bool((logits.diff(dim=-1) <= 0).all())
 
 
 def test_the_logistic_curve_is_finite_where_no_count_is_expected():
-    assert bool(ZeroInflationHead("logistic", 3, 5)(HIDDEN, torch.full((4, 5), 1e-30)).isfinite().all())
+    assert bool(ZeroInflationHead("logistic", 3, 5)(HIDDEN, Poisson(torch.full((4, 5), 1e-30))).isfinite().all())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,7 +73,7 @@ def test_the_prior_is_the_density_of_the_beta_distribution_up_to_a_constant(kind
 
 def test_the_prior_of_the_logistic_curve_is_that_of_pi_at_one_count():
     head = ZeroInflationHead("logistic", 3, 5, (1.0, 9.0))
-    pi = head(HIDDEN, torch.ones(4, 5)).sigmoid()[0, 0].item()
+    pi = head(HIDDEN, Poisson(torch.ones(4, 5))).sigmoid()[0, 0].item()
     assert head.log_prior().item() == pytest.approx(8 * np.log1p(-pi), rel=1e-5)
 
 
@@ -80,14 +81,14 @@ def test_the_prior_of_cells_is_that_of_pi_at_the_mean_activations():
     head = ZeroInflationHead("gene-cell", 3, 5, (1.0, 9.0))
     head.train()
     for _ in range(200):
-        head(HIDDEN.expand(2, 4, 3), MEAN.expand(2, 4, 5))
+        head(HIDDEN.expand(2, 4, 3), Poisson(MEAN.expand(2, 4, 5)))
     torch.testing.assert_close(head.mean_hidden, HIDDEN.mean(0))
     logits = HIDDEN.mean(0) @ head.linear.weight.T + head.linear.bias
     expected = 8 * np.log1p(-logits.sigmoid().detach().double().numpy()).sum()
     assert head.log_prior().item() == pytest.approx(expected, rel=1e-4)
     head.eval()
     before = head.mean_hidden.clone()
-    head(HIDDEN + 1, MEAN)
+    head(HIDDEN + 1, Poisson(MEAN))
     assert torch.equal(head.mean_hidden, before)
 
 
@@ -96,7 +97,7 @@ def test_the_prior_alone_pulls_pi_to_its_mode(kind):
     head = ZeroInflationHead(kind, 3, 5, (3.0, 7.0))
     head.train()
     for _ in range(100):
-        head(HIDDEN, MEAN)
+        head(HIDDEN, Poisson(MEAN))
     optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
     for _ in range(150):
         optimizer.zero_grad()
@@ -104,4 +105,6 @@ def test_the_prior_alone_pulls_pi_to_its_mode(kind):
         optimizer.step()
     at_one_count = torch.ones(4, 5)
     hidden = HIDDEN.mean(0).expand(4, 3)
-    torch.testing.assert_close(head(hidden, at_one_count).sigmoid().mean(), torch.tensor(0.25), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        head(hidden, Poisson(at_one_count)).sigmoid().mean(), torch.tensor(0.25), atol=0.01, rtol=0
+    )

@@ -1,0 +1,10 @@
+"""Loops over counts, compiled for the processor: what torch would do in many passes over memory, in one.
+
+Each kernel is the fast path of a definition that stands elsewhere in torch, which other devices and other precisions
+take, and is tested against it and against 50-digit references. Kernels know arrays alone.
+"""
+
+from scvae_ext.kernels.likelihood import composed_log_prob
+from scvae_ext.kernels.sparse_product import sparse_product, transposed_sparse_product
+
+__all__ = ["composed_log_prob", "sparse_product", "transposed_sparse_product"]
