@@ -98,6 +98,10 @@ def test_a_divergence_is_recognised_in_the_traceback_of_another_process():
 LAUNCHERS = {
     "ddp": [],
     "ddp_spawn": [],
+    "torchrun": [
+        *("-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d"),
+        *("--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"),
+    ],
 }
 
 
