@@ -1325,6 +1325,9 @@ class SCVAE(BaseModel):
     ) -> pd.DataFrame:
         r"""Return what the counts of each cell leave open about its state, and about its label.
 
+        The posterior is the encoder's, which has learned from the cells of its training how depth narrows it: of cells
+        that are much shallower than those it says too much.
+
         Parameters
         ----------
         adata, indices, batch_size, fill_missing_genes, write_subset
