@@ -1326,7 +1326,7 @@ class SCVAE(BaseModel):
         r"""Return what the counts of each cell leave open about its state, and about its label.
 
         The posterior is the encoder's, which has learned from the cells of its training how depth narrows it: of cells
-        that are much shallower than those it says too much.
+        that are much shallower than those it is too sure. ``laplace_entropy`` asks the decoder alone.
 
         Parameters
         ----------
@@ -1346,7 +1346,9 @@ class SCVAE(BaseModel):
         pandas.DataFrame
             A row a cell. ``entropy``: that of the posterior, :math:`\frac12\sum_d\log(2\pi e\,\sigma_d^2)`, nats;
             higher is less sure. ``information``: by how much the posterior is narrower than the spread of all cells of
-            the model's AnnData, nats; about zero where the counts say nothing. With labels ``label_entropy``: entropy
+            the model's AnnData, nats; about zero where the counts say nothing. ``laplace_entropy``: entropy in nats
+            of the Gaussian whose precision is the Fisher information of the decoder at the posterior mean, and one for
+            the prior. With labels ``label_entropy``: entropy
             in nats of the labels among the neighbours of draws of the posterior, the cell itself left out;
             ``label_probability`` and ``label``: share of the most frequent of them, and which it is.
 

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from scvae_ext import SCVAE
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
-NUMBERS = ["entropy", "information", "label_entropy", "label_probability"]
+NUMBERS = ["entropy", "information", "laplace_entropy", "label_entropy", "label_probability"]
 
 
 def test_is_written_with_where_it_came_from(model, adata):
@@ -28,7 +28,7 @@ def test_entropy_is_that_of_the_posterior(model):
     variance = model.get_latent_representation(return_dist=True)[1].astype(float)
     expected = norm(scale=np.sqrt(variance)).entropy().sum(1)
     found = model.get_cell_uncertainty(key_added=None)
-    assert found.columns.tolist() == ["entropy", "information"]
+    assert found.columns.tolist() == NUMBERS[:3]
     np.testing.assert_allclose(found["entropy"], expected, rtol=1e-6)
 
 
@@ -88,6 +88,28 @@ def test_grows_as_counts_are_thinned(linear):
         information.append(frame["information"].mean())
     assert (np.diff(entropy) > 0.1).all()
     assert (np.diff(information) < -0.1).all()
+
+
+def test_entropy_by_the_decoder_grows_beyond_the_depths_that_were_trained_on(linear):
+    """The mean of the posterior stays, and counts become fewer: half a nat for each halving and dimension, at most."""
+    size = np.asarray(linear.adata.X.sum(1)).ravel()
+    entropy = []
+    for share in (1.0, 0.5, 0.25, 0.1, 0.02):
+        thinned = linear.adata[size > 300].copy()
+        thinned.X = sp.csr_matrix(np.maximum(np.rint(share * thinned.X.toarray()), np.eye(40)[0]).astype(np.float32))
+        entropy.append(linear.get_cell_uncertainty(thinned, key_added=None)["laplace_entropy"].mean())
+    assert (np.diff(entropy) > 0.1).all()
+    assert np.diff(entropy)[0] < np.log(2) + 0.2
+
+
+def test_entropy_by_the_decoder_is_that_of_the_closed_form(linear):
+    loadings = linear.module.loadings.detach().double().numpy()
+    mean = linear.get_likelihood_parameters()["mean"].astype(float)
+    centred = loadings - (mean @ loadings / mean.sum(1, keepdims=True))[:, None, :]
+    precision = np.eye(2) + np.einsum("cg,cgd,cge->cde", mean, centred, centred)
+    expected = 0.5 * (2 * np.log(2 * np.pi * np.e) - np.linalg.slogdet(precision)[1])
+    found = linear.get_cell_uncertainty(key_added=None)["laplace_entropy"]
+    np.testing.assert_allclose(found, expected, atol=0.02)
 
 
 def test_entropy_is_that_of_the_exact_posterior(linear):
