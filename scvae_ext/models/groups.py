@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from scvae_ext.models.query import CellSelection, select_cells
 
-__all__ = ["GroupPair", "Groups", "select_groups", "select_samples"]
+__all__ = ["GroupPair", "Groups", "select_groups", "select_labels", "select_samples"]
 
 REST = "Rest"
 # Fewer cells say nothing about how much cells of a group differ.
@@ -152,6 +152,28 @@ def select_samples(obs: pd.DataFrame, sample_key: str) -> tuple[Int[np.ndarray, 
         )
     codes, names = pd.factorize(values.astype(str), sort=True)
     return codes.astype(np.int64), tuple(names)
+
+
+def select_labels(obs: pd.DataFrame, labels_key: str) -> tuple[Int[np.ndarray, "cells"], tuple[str, ...]]:
+    """Return the position of each cell's label, -1 where it has none, and the labels.
+
+    Parameters
+    ----------
+    obs
+        Cells.
+    labels_key
+        Column with the label of each cell.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, or no cell has a label.
+    """
+    values = _column(obs, "labels_key", labels_key)
+    names = tuple(values.cat.categories)
+    if not names:
+        raise ValueError(f"adata.obs[{labels_key!r}] holds no label: name a column that does.")
+    return values.cat.codes.to_numpy(dtype=np.int64), names
 
 
 def _by_hand(obs: pd.DataFrame, idx1: CellSelection | str, idx2: CellSelection | str | None) -> Groups:

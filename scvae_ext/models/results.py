@@ -15,7 +15,7 @@ from torch import nn
 from scvae_ext.data import Registry, make_actual, record_result
 from scvae_ext.data.fields import in_pandas
 
-__all__ = ["fingerprint", "names_hash", "weights_hash", "write_gene_result", "write_result"]
+__all__ = ["fingerprint", "names_hash", "weights_hash", "write_gene_pairs", "write_gene_result", "write_result"]
 
 
 def write_result(
@@ -80,6 +80,32 @@ def write_gene_result(adata: AnnData, key: str, values: pd.DataFrame, provenance
     make_actual(adata)
     adata.varm[key] = values.reindex(adata.var_names).to_numpy(dtype=np.float32)
     record_result(adata, f'varm["{key}"]', {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
+
+
+def write_gene_pairs(adata: AnnData, key: str, values: pd.DataFrame, provenance: Mapping[str, Any]) -> None:
+    """Write a value for each pair of genes into ``varp``; genes that the model does not have get NaN.
+
+    Parameters
+    ----------
+    adata
+        Where to write.
+    key
+        Where in it.
+    values
+        Genes by genes, under their names.
+    provenance
+        What to record beside the time.
+
+    Raises
+    ------
+    ValueError
+        If the key is not a name.
+    """
+    if not isinstance(key, str) or not key:
+        raise ValueError(f"key_added={key!r} must be a name, or None to write nothing.")
+    make_actual(adata)
+    adata.varp[key] = values.reindex(index=adata.var_names, columns=adata.var_names).to_numpy()
+    record_result(adata, f'varp["{key}"]', {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
 
 
 def names_hash(names: pd.Index) -> str:

@@ -11,20 +11,26 @@ import scipy.sparse as sp
 from anndata import AnnData
 from anndata.compat import DaskArray
 from jaxtyping import Float, Int
+from torch import Tensor
 from typing_extensions import override
 
 from scvae_ext.analysis import (
     Counterfactual,
     CounterfactualEffect,
+    DifferentialAbundance,
     ExpressionInterval,
     IntervalCalibration,
+    Novelty,
     TestMode,
+    abundance_ratio,
     interval_level,
 )
 from scvae_ext.data import CellSource, Registry
 from scvae_ext.likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
 from scvae_ext.models import inference
+from scvae_ext.models.abundance import groups_of_samples, sample_log_prob
 from scvae_ext.models.base import BaseModel
+from scvae_ext.models.correlation import CorrelationType, gene_correlation
 from scvae_ext.models.counterfactual import (
     abducted_counts,
     effect_of_settings,
@@ -41,7 +47,7 @@ from scvae_ext.models.differential_expression import (
     sorted_table,
     write_ranking,
 )
-from scvae_ext.models.groups import select_groups, select_samples
+from scvae_ext.models.groups import select_groups, select_labels, select_samples
 from scvae_ext.models.intervals import (
     Replicate,
     expression_interval,
@@ -50,6 +56,7 @@ from scvae_ext.models.intervals import (
     refuse_without_counts,
     simulate_replicate,
 )
+from scvae_ext.models.novelty import novelty_of_cells
 from scvae_ext.models.options import positive_number, reject_unknown, true_or_false, whole_number
 from scvae_ext.models.other_genes import fit_other_genes
 from scvae_ext.models.pieces import Pieces
@@ -59,8 +66,9 @@ from scvae_ext.models.query import (
     select_genes,
     select_options,
 )
-from scvae_ext.models.results import weights_hash, write_gene_result
-from scvae_ext.modules import VAE, LatentDistribution, PriorKind, Trainable, trainable_bound
+from scvae_ext.models.results import weights_hash, write_gene_pairs, write_gene_result
+from scvae_ext.models.uncertainty import cell_uncertainty
+from scvae_ext.modules import VAE, DecoderKind, LatentDistribution, PriorKind, Trainable, trainable_bound
 from scvae_ext.nn import BatchRepresentation, DispersionKind, Normalisation, ZeroInflationKind
 from scvae_ext.train import TrainingPlan
 
@@ -117,6 +125,9 @@ class SCVAE(BaseModel):
         Number of residual factors :math:`u_n \sim \mathcal N(0, I)` that add :math:`L u_n` to the log mean, past the
         decoder: what genes share beyond z. They are inferred with z, count as latent dimensions in training, and are
         not part of the latent representation.
+    decoder
+        ``"nonlinear"``, or ``"linear"``: the logits of expression are linear in z and the covariates, and
+        :meth:`get_loadings` says how. Hidden layers and their options are then those of the encoder alone.
     seed
         Seed of the initial weights.
 
@@ -163,6 +174,7 @@ class SCVAE(BaseModel):
         prior: PriorKind = "standard",
         n_prior_components: int | None = None,
         residual_rank: int = 0,
+        decoder: DecoderKind = "nonlinear",
         seed: int = 0,
         **unknown: Any,
     ) -> None:
@@ -186,6 +198,7 @@ class SCVAE(BaseModel):
             "prior": prior,
             "n_prior_components": n_prior_components,
             "residual_rank": residual_rank,
+            "decoder": decoder,
         }
         super().__init__(adata, options, seed)
 
@@ -397,13 +410,55 @@ class SCVAE(BaseModel):
         """
         self._require_trained()
         self._require_residual()
-        loadings = self.module.residual_loadings.detach().float().cpu().numpy()
+        return self._write_loadings(self.module.residual_loadings, "residual", key_added)
+
+    def get_loadings(self, *, key_added: str | None = "scvae_loadings") -> pd.DataFrame:
+        r"""Return by how much each latent dimension moves the log mean of each gene, in nats a unit of z.
+
+        .. math:: \log \rho_g(z, s) = b_g + \sum_d W_{gd} z_d + \dots - \log \sum_{g'} e^{\dots}
+
+        W is identified up to a constant a dimension, since expression sums to one: the mean over genes is taken off
+        (not for ``"normal"``, where W moves the log-normalised value, nor with size factors, where expression is
+        softplus of the logit and moves like its logarithm for small rates alone). Dimensions come in no order, with
+        free signs; their span is what data determine best. With ``latent_distribution="ln"`` z is the point of the
+        simplex, so that only differences between dimensions matter. Source: Svensson et al., Bioinformatics 36, 3418
+        (2020).
+
+        Parameters
+        ----------
+        key_added
+            Key of ``varm`` of the model's AnnData, where it has one; ``None`` writes nothing.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Of genes by latent dimensions (``Z_0``, ...), float32; also in ``adata.varm[key_added]``, as an array.
+
+        Raises
+        ------
+        RuntimeError
+            If the model has not been trained.
+        ValueError
+            If its decoder is not linear.
+        """
+        self._require_trained()
+        loadings = self.module.loadings
+        if loadings is None:
+            raise ValueError(
+                'get_loadings needs a linear decoder, and this model has decoder="nonlinear": build it with '
+                'decoder="linear", and train it.'
+            )
+        return self._write_loadings(loadings, "Z", key_added)
+
+    def _write_loadings(self, loadings: Float[Tensor, "genes factors"], prefix: str, key: str | None) -> pd.DataFrame:
+        """Return loadings as a data frame, centred where only differences between genes matter, and write them."""
+        values = loadings.detach().float().cpu().numpy()
         if self.registry.size_factor_key is None and self._options["gene_likelihood"] != "normal":
-            loadings = loadings - loadings.mean(axis=0)
+            values = values - values.mean(axis=0)
         names = pd.Index(self.registry.var_names)
-        frame = pd.DataFrame(loadings, index=names, columns=[f"residual_{i}" for i in range(loadings.shape[1])])
-        if key_added is not None and self._adata is not None:
-            write_gene_result(self._adata, key_added, frame, self._provenance({}))
+        frame = pd.DataFrame(values, index=names, columns=[f"{prefix}_{i}" for i in range(values.shape[1])])
+        if key is not None and self._adata is not None:
+            write_gene_result(self._adata, key, frame, self._provenance({}))
         return frame
 
     def _require_residual(self) -> None:
@@ -1093,6 +1148,292 @@ class SCVAE(BaseModel):
             write_ranking(adata, key_added, tables, self._provenance(arguments))
         return sorted_table(tables)
 
+    def get_feature_correlation_matrix(
+        self,
+        adata: AnnData | None = None,
+        indices: CellSelection | None = None,
+        n_samples: int = 10,
+        batch_size: int | None = None,
+        rna_size_factor: float = 1000,
+        transform_batch: str | Sequence[str] | None = None,
+        correlation_type: CorrelationType = "spearman",
+        *,
+        gene_list: GeneSelection | None = None,
+        predictive: bool = False,
+        seed: int = 0,
+        fill_missing_genes: bool = False,
+        key_added: str | None = "scvae_correlation",
+    ) -> pd.DataFrame:
+        r"""Return how expression of genes correlates over cells and draws of their posterior, :math:`\rho_g(z_n)`.
+
+        All denoised expression is a function of few latent dimensions, so that denoising makes correlations larger, and
+        gives genes a correlation that have none (Andrews and Hemberg, F1000Research 7, 1740 (2018)): use it to rank
+        pairs, not to test them. ``predictive=True`` correlates counts drawn from the model at equal depth, which have
+        the noise of counting again. Memory does not grow with cells times genes times draws.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, fill_missing_genes
+            As for :meth:`get_latent_representation`.
+        n_samples, seed
+            Draws of each cell, and their seed.
+        rna_size_factor
+            Total that expression is scaled to, in counts; the depth of counts with ``predictive=True``. With size
+            factors it takes the place of the factor.
+        transform_batch
+            Batch to express all cells in, several to average correlations over, or ``None`` for the observed one, whose
+            differences between batches then are part of the correlation.
+        correlation_type
+            ``"spearman"``, from ranks in at most 2,049 intervals a gene (draws of one interval count as ties), or
+            ``"pearson"`` of log(1 + expression).
+        gene_list
+            Genes, in this order; all where ``None``.
+        predictive
+            Whether to correlate counts drawn from the model.
+        key_added
+            Key of ``adata.varp``, where all genes are asked for; ``None`` writes nothing.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Genes by genes, float64, not a number for a gene that does not vary; also in ``adata.varp[key_added]``.
+
+        Raises
+        ------
+        ValueError
+            If cells, genes, batches or the type of correlation do not exist; the message lists what does.
+        """
+        adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
+        genes = select_genes(gene_list, self.registry.var_names)
+        batches = select_options(
+            "transform_batch", transform_batch, self.registry.batch_categories, self.registry.batch_key
+        )
+        options: dict[str, Any] = {
+            "correlation_type": correlation_type,
+            "rna_size_factor": positive_number("rna_size_factor", rna_size_factor),
+            "n_samples": whole_number("n_samples", n_samples),
+            "seed": whole_number("seed", seed, least=0),
+            "predictive": true_or_false("predictive", predictive),
+        }
+        with inference.evaluating(self.module):
+            values = gene_correlation(self.module, cells, batches, genes, **options)
+        names = self._gene_names(genes)
+        frame = pd.DataFrame(values, index=names, columns=names)
+        if key_added is not None and genes is None:
+            record = {**options, "transform_batch": transform_batch, "n_cells": len(cells)}
+            write_gene_pairs(adata, key_added, frame, self._provenance(record))
+        return frame
+
+    def differential_abundance(
+        self,
+        adata: AnnData | None = None,
+        sample_key: str | None = None,
+        batch_size: int | None = None,
+        num_cells_posterior: int | None = None,
+        *,
+        indices: CellSelection | None = None,
+        groupby: str | None = None,
+        group1: str | None = None,
+        group2: str | None = None,
+        bandwidth: float = 1.0,
+        seed: int = 0,
+        fill_missing_genes: bool = False,
+        key_added: str | None = "scvae_abundance",
+        write_subset: bool = False,
+    ) -> DifferentialAbundance:
+        r"""Ask in which samples the state of each cell is frequent, and whether it is more so in a group of samples.
+
+        .. math:: \log \int q(z \mid x_n)\, q_s(z)\, dz, \qquad q_s(z) = \frac1{N_s} \sum_{m \in s} q(z \mid x_m)
+
+        with the cell itself left out of its own sample's aggregated posterior. Averaging over the cell's posterior, and
+        not at its mean as in scvi-tools, about doubles the variance of the kernel, in which more cells take part. With
+        ``groupby`` the ratio of two groups of samples follows (:func:`~scvae_ext.analysis.abundance_ratio`), whose
+        standard error is that between samples. Shares of a sample sum to one: where a type is more frequent by a
+        factor, all others are less frequent.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, fill_missing_genes, write_subset
+            As for :meth:`get_latent_representation`. Densities are made of all cells of ``adata``.
+        sample_key
+            Column of ``adata.obs`` with the sample (donor, animal) of each cell.
+        num_cells_posterior
+            Cells of a sample that its density is made of, drawn at random where it has more; all where ``None``. Time
+            grows with cells times these cells.
+        groupby
+            Column of ``adata.obs`` with a group of each sample, as a condition is.
+        group1, group2
+            Group, and the one to compare it with; all other samples where ``None``.
+        bandwidth
+            Factor on the standard deviations of the kernel. More than one smooths: less noise, and a ratio closer to
+            zero where states of different frequency are neighbours.
+        seed
+            Of the draw of cells.
+        key_added
+            Key of ``adata.obsm`` for the log densities (a data frame), and of ``adata.obs``, with ``_log_ratio`` and
+            ``_error`` appended; ``None`` writes nothing.
+
+        Returns
+        -------
+        DifferentialAbundance
+            Log density of cells in samples, in nats of the latent space, and log ratio (natural) with its standard
+            error. Not a number: the error where a group has one sample. Minus infinity: where a sample has no other
+            cell.
+
+        Raises
+        ------
+        ValueError
+            If a column or a group does not exist, or a sample has several groups; the message lists what exists.
+        """
+        adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
+        if sample_key is None:
+            listed = ", ".join(map(repr, adata.obs.columns))
+            raise ValueError(f"sample_key is missing: name the column of adata.obs with the samples ({listed}).")
+        codes, names = select_samples(adata.obs, sample_key)
+        compared = None
+        if groupby is not None:
+            compared = groups_of_samples(adata.obs, codes, names, groupby, group1, group2)
+        elif group1 is not None or group2 is not None:
+            raise ValueError("group1 and group2 need groupby=..., the column of adata.obs that they are groups of.")
+        most = None if num_cells_posterior is None else whole_number("num_cells_posterior", num_cells_posterior)
+        bandwidth = positive_number("bandwidth", bandwidth)
+        with inference.evaluating(self.module):
+            log_prob, n_cells, sizes = sample_log_prob(self.module, cells, codes, names, most, bandwidth, seed)
+        ratio = None if compared is None else abundance_ratio(log_prob, n_cells, *compared)
+        record = {"sample_key": sample_key, "num_cells_posterior": most, "bandwidth": bandwidth, "seed": seed}
+        self._write(adata, "obsm", key_added, log_prob, cells, write_subset, record, names)
+        if ratio is not None:
+            record |= {"groupby": groupby, "group1": ratio.group1, "group2": ratio.group2}
+            columns = {"log_ratio": ratio.log_ratio, "error": ratio.standard_error}
+            self._write_columns(adata, key_added, columns, cells, write_subset, record)
+        obs_names = cells.source.obs_names[cells.positions]
+        return DifferentialAbundance(pd.DataFrame(log_prob, index=obs_names, columns=list(names)), sizes, ratio)
+
+    def get_cell_uncertainty(
+        self,
+        adata: AnnData | None = None,
+        indices: CellSelection | None = None,
+        batch_size: int | None = None,
+        *,
+        labels_key: str | None = None,
+        n_neighbors: int = 15,
+        n_samples: int = 30,
+        seed: int = 0,
+        fill_missing_genes: bool = False,
+        key_added: str | None = "scvae_uncertainty",
+        write_subset: bool = False,
+    ) -> pd.DataFrame:
+        r"""Return what the counts of each cell leave open about its state, and about its label.
+
+        The posterior is the encoder's, which has learned from the cells of its training how depth narrows it: of cells
+        that are much shallower than those it is too sure. ``laplace_entropy`` asks the decoder alone.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, fill_missing_genes, write_subset
+            As for :meth:`get_latent_representation`.
+        labels_key
+            Column of ``obs`` of the model's AnnData with labels of its cells; ``None`` leaves out what is said of them.
+        n_neighbors
+            Neighbours of each draw, among the labelled cells of the model's AnnData.
+        n_samples, seed
+            Draws of each cell's posterior for the labels, and their seed.
+        key_added
+            Prefix of the columns of ``adata.obs`` (all but ``label``); ``None`` writes nothing.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row a cell. ``entropy``: that of the posterior, :math:`\frac12\sum_d\log(2\pi e\,\sigma_d^2)`, nats;
+            higher is less sure. ``information``: by how much the posterior is narrower than the spread of all cells of
+            the model's AnnData, nats; about zero where the counts say nothing. ``laplace_entropy``: entropy in nats
+            of the Gaussian whose precision is the Fisher information of the decoder at the posterior mean, and one for
+            the prior. With labels ``label_entropy``: entropy
+            in nats of the labels among the neighbours of draws of the posterior, the cell itself left out;
+            ``label_probability`` and ``label``: share of the most frequent of them, and which it is.
+
+        Raises
+        ------
+        ValueError
+            If the model has no AnnData, the column does not exist, or too few cells have a label.
+        """
+        is_own = adata is None or adata is self._adata
+        adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
+        known = self._cells(None, None, batch_size, False)[1]
+        labels = None if labels_key is None else select_labels(self.adata.obs, labels_key)
+        n_neighbors, n_samples = whole_number("n_neighbors", n_neighbors), whole_number("n_samples", n_samples)
+        with inference.evaluating(self.module):
+            frame = cell_uncertainty(self.module, cells, known, labels, is_own, n_neighbors, n_samples, seed)
+        record = {"labels_key": labels_key, "n_neighbors": n_neighbors, "n_samples": n_samples, "seed": seed}
+        columns = {str(name): frame[name].to_numpy() for name in frame if name != "label"}
+        self._write_columns(adata, key_added, columns, cells, write_subset, record)
+        return frame
+
+    def get_novelty(
+        self,
+        adata: AnnData | None = None,
+        indices: CellSelection | None = None,
+        batch_size: int | None = None,
+        *,
+        n_replicates: int = 50,
+        n_samples: int = 5,
+        bandwidth: float = 1.0,
+        seed: int = 0,
+        fill_missing_genes: bool = False,
+        key_added: str | None = "scvae_novelty",
+        write_subset: bool = False,
+    ) -> Novelty:
+        r"""Ask of each cell how improbable it is, by its counts and by its state.
+
+        *Counts.* The ELBO, an estimate of :math:`\log p(x)`, falls with the number of counts, whatever the cell. It is
+        compared with that of ``n_replicates`` cells drawn from the model with the cell's library size, batch and
+        covariates, and states drawn from the posteriors of the model's cells
+        (:func:`~scvae_ext.analysis.replicate_test`). *State.* The density of the cell's state among the cells of the
+        model's AnnData, itself left out, as in :meth:`differential_abundance`; p is its rank among theirs.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, fill_missing_genes, write_subset
+            As for :meth:`get_latent_representation`. What is drawn depends on them.
+        n_replicates
+            Cells drawn for each cell, ten at least; ``elbo_p`` is no smaller than 1 / (``n_replicates`` + 1).
+        n_samples
+            Samples of the posterior for each ELBO.
+        bandwidth
+            As for :meth:`differential_abundance`.
+        seed
+            Seed of all draws.
+        key_added
+            Prefix of the columns of ``adata.obs``; ``None`` writes nothing.
+
+        Returns
+        -------
+        Novelty
+            ``elbo``, ``expected_elbo`` and ``latent_log_density`` in nats, ``elbo_z`` in standard deviations,
+            ``elbo_p``, ``latent_p`` and ``p``, twice the smaller of the two. A low z, density or p is novel.
+
+        Raises
+        ------
+        ValueError
+            If the model has no AnnData or no likelihood of counts, or ``n_replicates`` is below ten.
+        """
+        is_own = adata is None or adata is self._adata
+        adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
+        refuse_without_counts(self.module)
+        known = self._cells(None, None, batch_size, False)[1]
+        numbers: dict[str, Any] = {
+            "n_replicates": whole_number("n_replicates", n_replicates, least=10),
+            "n_samples": whole_number("n_samples", n_samples),
+            "bandwidth": positive_number("bandwidth", bandwidth),
+            "seed": whole_number("seed", seed, least=0),
+        }
+        with inference.evaluating(self.module):
+            result = novelty_of_cells(self.module, cells, known, is_own, **numbers)
+        frame = result.to_frame()
+        columns = {str(name): frame[name].to_numpy() for name in frame}
+        self._write_columns(adata, key_added, columns, cells, write_subset, numbers)
+        return result
+
     def _batches_to_compare(
         self, correction: bool, batchid1: Sequence[str] | None, batchid2: Sequence[str] | None
     ) -> list[int]:
@@ -1137,6 +1478,20 @@ class SCVAE(BaseModel):
         for name, values in zip(("lower", "median", "upper"), ends, strict=True):
             of_end = None if key is None else f"{key}_{name}"
             self._write_expression(adata, of_end, values, names, cells, write_subset, arguments)
+
+    def _write_columns(
+        self,
+        adata: AnnData,
+        key: str | None,
+        columns: Mapping[str, Float[np.ndarray, "cells"]],
+        cells: inference.Cells,
+        write_subset: bool,
+        arguments: Mapping[str, Any],
+    ) -> None:
+        """Write values of cells into columns of ``obs`` with a common prefix."""
+        for name, values in columns.items():
+            of_column = None if key is None else f"{key}_{name}"
+            self._write(adata, "obs", of_column, values, cells, write_subset, arguments)
 
     def _mean_term(
         self,

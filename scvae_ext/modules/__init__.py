@@ -15,12 +15,13 @@ from scvae_ext.modules.outputs import Elbo, Objective, Posterior, SquaredError, 
 from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
 from scvae_ext.modules.surrogates import SURROGATES, GradientEstimator
 from scvae_ext.modules.trainable import Trainable
-from scvae_ext.modules.vae import VAE, LatentDistribution
+from scvae_ext.modules.vae import VAE, DecoderKind, LatentDistribution
 
 __all__ = [
     "SURROGATES",
     "VAE",
     "Bound",
+    "DecoderKind",
     "DeterministicAutoencoder",
     "Elbo",
     "FreeBitsElbo",

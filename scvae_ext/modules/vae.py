@@ -24,15 +24,18 @@ from scvae_ext.nn import (
     Encoder,
     ExpressionHead,
     LibraryEncoder,
+    LinearDecoder,
+    Loadings,
     LogExpressionHead,
     Normalisation,
     ZeroInflationKind,
 )
 from scvae_ext.types import CellIndices, CellsByHidden, CellValues
 
-__all__ = ["VAE", "LatentDistribution"]
+__all__ = ["VAE", "DecoderKind", "LatentDistribution"]
 
 LatentDistribution = Literal["normal", "ln"]
+DecoderKind = Literal["nonlinear", "linear"]
 
 MIN_LIBRARY_VARIANCE = 1e-4
 N_PRIOR_COMPONENTS = 20
@@ -77,6 +80,8 @@ class VAE(Trainable):
         Number of Gaussians of a learned prior.
     residual_rank
         r, number of residual factors.
+    decoder
+        ``"nonlinear"``, a multilayer perceptron, or ``"linear"``: the heads read z and the covariates themselves.
     """
 
     monitor = "elbo"
@@ -111,6 +116,7 @@ class VAE(Trainable):
         zero_inflation: ZeroInflationKind = "gene-cell",
         zero_inflation_prior: Sequence[float] | None = None,
         residual_rank: int = 0,
+        decoder: DecoderKind = "nonlinear",
     ) -> None:
         super().__init__()
         if prior not in get_args(PriorKind):
@@ -121,6 +127,8 @@ class VAE(Trainable):
             raise ValueError(
                 f'batch_representation={batch_representation!r} is not known: use "one-hot" or "embedding".'
             )
+        if decoder not in get_args(DecoderKind):
+            raise ValueError(f'decoder={decoder!r} is not known: use "nonlinear" or "linear".')
         self.n_latent = n_latent
         self.residual_rank = residual_rank
         self.latent_distribution = latent_distribution
@@ -137,17 +145,21 @@ class VAE(Trainable):
             normalisation=encoder_normalisation,
             dropout_rate=dropout_rate,
         )
-        self.decoder = MLP(
-            n_latent,
-            n_hidden,
-            n_layers,
-            self.covariates.n_columns,
-            inject_everywhere=deeply_inject_covariates,
-            normalisation=decoder_normalisation,
+        self.decoder: MLP | LinearDecoder = (
+            LinearDecoder(n_latent, self.covariates.n_columns)
+            if decoder == "linear"
+            else MLP(
+                n_latent,
+                n_hidden,
+                n_layers,
+                self.covariates.n_columns,
+                inject_everywhere=deeply_inject_covariates,
+                normalisation=decoder_normalisation,
+            )
         )
         self.likelihood = make_likelihood(
             gene_likelihood,
-            n_hidden,
+            self.decoder.n_out,
             n_genes,
             dispersion=dispersion,
             n_batches=n_batches,
@@ -157,6 +169,9 @@ class VAE(Trainable):
             zero_inflation_prior=zero_inflation_prior,
             n_residual=residual_rank,
         )
+        if isinstance(self.decoder, LinearDecoder):
+            head = self._mean_head
+            head.linear = Loadings(head.linear.in_features, n_genes)
         self.library_encoder: LibraryEncoder | None = None
         if not use_observed_lib_size and not use_size_factor:
             self.library_encoder = LibraryEncoder(
@@ -266,10 +281,22 @@ class VAE(Trainable):
         return latent.softmax(dim=-1) if self.latent_distribution == "ln" else latent
 
     @property
+    def _mean_head(self) -> ExpressionHead | LogExpressionHead:
+        """Head of the mean, wherever in the likelihood it is."""
+        heads = (ExpressionHead, LogExpressionHead)
+        return next(module for module in self.likelihood.modules() if isinstance(module, heads))
+
+    @property
     def residual_loadings(self) -> Float[Tensor, "genes residual"]:
         """Loadings L, what residual factors of one add to the log mean of each gene."""
-        heads = (ExpressionHead, LogExpressionHead)
-        return next(module.residual_loadings for module in self.likelihood.modules() if isinstance(module, heads))
+        return self._mean_head.residual_loadings
+
+    @property
+    def loadings(self) -> Float[Tensor, "genes latent"] | None:
+        """What latent coordinates of one add to the logits of each gene, ``None`` where the decoder is not linear."""
+        if not isinstance(self.decoder, LinearDecoder):
+            return None
+        return self._mean_head.linear.weight[:, : self.n_latent]
 
     def decode_hidden(
         self,

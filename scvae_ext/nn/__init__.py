@@ -3,6 +3,7 @@
 from scvae_ext.nn.covariates import BatchRepresentation, CovariateColumns
 from scvae_ext.nn.encoder import Encoder, LibraryEncoder
 from scvae_ext.nn.heads import RESIDUAL_SCALE, Dispersion, DispersionKind, ExpressionHead, LogExpressionHead
+from scvae_ext.nn.linear_decoder import LinearDecoder, Loadings
 from scvae_ext.nn.mlp import MLP, Normalisation
 from scvae_ext.nn.sparse_linear import SparseLinear
 from scvae_ext.nn.zero_inflation import ZeroInflationHead, ZeroInflationKind
@@ -17,6 +18,8 @@ __all__ = [
     "Encoder",
     "ExpressionHead",
     "LibraryEncoder",
+    "LinearDecoder",
+    "Loadings",
     "LogExpressionHead",
     "Normalisation",
     "SparseLinear",

@@ -80,6 +80,7 @@ class MLP(nn.Module):
         sparse_input: bool = False,
     ) -> None:
         super().__init__()
+        self.n_out = n_hidden
         self.layers = nn.ModuleList(
             _Layer(
                 n_hidden if depth else n_in,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.modules import Trainable
-from scvae_ext.nn import Dispersion, SparseLinear
+from scvae_ext.nn import Dispersion, Loadings, SparseLinear
 from scvae_ext.train.errors import TrainingDivergedError
 from scvae_ext.train.global_state import seed_of_process
 from scvae_ext.train.history import History
@@ -62,7 +62,8 @@ class TrainingModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam with decoupled weight decay of the linear maps, all its passes over the parameters fused."""
         modules = list(self.module.modules())
-        decayed = [layer.weight for layer in modules if isinstance(layer, (torch.nn.Linear, SparseLinear))]
+        linear_maps = [layer for layer in modules if isinstance(layer, (torch.nn.Linear, SparseLinear))]
+        decayed = [layer.weight for layer in linear_maps if not isinstance(layer, Loadings)]
         dispersions = [dispersion.log_value for dispersion in modules if isinstance(dispersion, Dispersion)]
         grouped = {id(value) for value in (*decayed, *dispersions)}
         others = [value for value in self.module.parameters() if id(value) not in grouped]

@@ -27,6 +27,8 @@ NETWORKS = {
     "layer norm": {"encoder_normalisation": "layer", "decoder_normalisation": "layer", "n_layers": 2},
     "no norm": {"encoder_normalisation": "none", "decoder_normalisation": "none"},
     "simplex": {"latent_distribution": "ln"},
+    "linear": {"decoder": "linear"},
+    "linear simplex": {"decoder": "linear", "latent_distribution": "ln", "residual_rank": 2},
 }
 DATA = {"n_batches": 2, "n_labels": 3, "n_categories": (2,), "n_continuous": 1}
 
@@ -245,6 +247,7 @@ def test_reparameterised_samples_are_differentiable_in_location_and_scale():
 @pytest.mark.parametrize(
     ("option", "value", "valid"),
     [
+        ("decoder", "affine", '"nonlinear" or "linear"'),
         ("latent_distribution", "lognormal", '"normal" or "ln"'),
         ("batch_representation", "dummy", '"one-hot" or "embedding"'),
         ("gene_likelihood", "negbin", "'nb', 'zinb', 'poisson', 'normal'"),

@@ -1,0 +1,109 @@
+"""Cells that a model draws at the depth of a given one, and how probable they are under it."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scvae_ext.analysis import AggregatedPosterior, Novelty, rank_among, replicate_test
+from scvae_ext.minibatch import Minibatch, SparseCounts
+from scvae_ext.models.inference import Cells, latent_parameters
+from scvae_ext.modules import VAE
+
+__all__ = ["novelty_of_cells"]
+
+
+def novelty_of_cells(
+    module: VAE,
+    cells: Cells,
+    known: Cells,
+    is_known: bool,
+    n_replicates: int,
+    n_samples: int,
+    bandwidth: float,
+    seed: int,
+) -> Novelty:
+    """Return how improbable cells are, by their counts and by their state.
+
+    Parameters
+    ----------
+    module, cells
+        Of what.
+    known
+        Cells that the model knows; their states are those of replicates.
+    is_known
+        Whether both come from the same source, so that cells are left out of the density at themselves.
+    n_replicates
+        Replicates of each cell.
+    n_samples
+        Samples of each ELBO.
+    bandwidth
+        As for :meth:`~scvae_ext.analysis.AggregatedPosterior.log_density`.
+    seed
+        Of all draws.
+    """
+    posterior = latent_parameters(module, known)
+    mixture = AggregatedPosterior(*posterior, np.zeros(len(known), dtype=np.int64), 1)
+    among = mixture.log_density(*posterior, np.arange(len(known)), bandwidth)[:, 0]
+    place = np.full(cells.source.n_cells, -1)
+    if is_known:
+        place[known.positions] = np.arange(len(known))
+    own = place[cells.positions]
+    density = mixture.log_density(*latent_parameters(module, cells), own, bandwidth)[:, 0]
+    elbo, log_total, of_replicates, log_totals = _scores(module, cells, known, n_replicates, n_samples, seed)
+    expected, z, p = replicate_test(elbo, log_total, of_replicates, log_totals)
+    names = cells.source.obs_names[cells.positions]
+    # A known cell is ranked among the others.
+    others = np.where(own >= 0, len(among), len(among) + 1)
+    latent_p = (rank_among(density, among) * (len(among) + 1) - (own >= 0)) / others
+    return Novelty(elbo, expected, z, p, density, latent_p, names)
+
+
+def _scores(
+    module: VAE, cells: Cells, known: Cells, n_replicates: int, n_samples: int, seed: int
+) -> tuple[
+    Float[np.ndarray, "cells"],
+    Float[np.ndarray, "cells"],
+    Float[np.ndarray, "replicates cells"],
+    Float[np.ndarray, "replicates cells"],
+]:
+    """Return the ELBO and the log total of each cell and of its replicates."""
+    loc, scale = _states(module, known)
+    elbo, log_total = np.empty(len(cells)), np.empty(len(cells))
+    of_replicates, log_totals = np.empty((n_replicates, len(cells))), np.empty((n_replicates, len(cells)))
+    with torch.random.fork_rng():
+        # torch's distributions draw from the default generator alone.
+        torch.manual_seed(seed)
+        for rows, minibatch in cells:
+            elbo[rows] = _elbo(module, minibatch, n_samples)
+            log_total[rows] = minibatch.library_size.log().cpu().numpy()
+            for replicate in range(n_replicates):
+                parent = torch.randint(len(loc), (minibatch.n_cells,), device=loc.device)
+                drawn = _replicate(module, minibatch, torch.normal(loc[parent], scale[parent]))
+                of_replicates[replicate, rows] = _elbo(module, drawn, n_samples)
+                log_totals[replicate, rows] = drawn.library_size.log().cpu().numpy()
+    return elbo, log_total, of_replicates, log_totals
+
+
+def _states(module: VAE, known: Cells) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of the posterior of each cell, residual factors included."""
+    posteriors = [module.encode(minibatch).qz for _, minibatch in known]
+    return torch.cat([qz.loc for qz in posteriors]), torch.cat([qz.scale for qz in posteriors])
+
+
+def _replicate(module: VAE, minibatch: Minibatch, sample: Tensor) -> Minibatch:
+    """Draw counts at given states, with depth, batch and covariates of given cells."""
+    log_library = None if module.library_encoder is None else minibatch.library_size.log()
+    counts = module.decode(sample, minibatch, log_library).sample()
+    total = counts.sum(1)
+    # A cell without counts has no library size; a single count is the least improbable that has one.
+    empty = total == 0
+    counts[empty, minibatch.counts.dense()[empty].argmax(1)] = 1.0
+    return replace(minibatch, counts=SparseCounts.from_dense(counts), library_size=counts.sum(1))
+
+
+def _elbo(module: VAE, minibatch: Minibatch, n_samples: int) -> Float[np.ndarray, "cells"]:
+    score: Float[np.ndarray, cells] = module.elbo(minibatch, n_samples).score().mean(0).double().cpu().numpy()
+    return score

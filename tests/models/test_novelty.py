@@ -1,0 +1,133 @@
+import json
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from scipy.stats import kstest
+
+from scvae_ext import SCVAE
+from scvae_ext.datasets import pbmc68k_reduced
+
+QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+COLUMNS = ["elbo", "expected_elbo", "elbo_z", "elbo_p", "latent_log_density", "latent_p", "p"]
+
+
+def auc(low, high):
+    """Probability that a cell of the first kind has the lower value."""
+    low, high = np.asarray(low)[:, None], np.asarray(high)[None]
+    return ((low < high) + 0.5 * (low == high)).mean()
+
+
+def test_is_written_with_where_it_came_from(model, adata):
+    frame = model.get_novelty(n_replicates=10).to_frame()
+    assert frame.columns.tolist() == COLUMNS
+    assert frame.index.equals(adata.obs_names)
+    for name in COLUMNS:
+        np.testing.assert_array_equal(adata.obs[f"scvae_novelty_{name}"], frame[name])
+    entry = json.loads(adata.uns["scvae_ext"])["results"]['obs["scvae_novelty_p"]']
+    assert entry["arguments"]["n_replicates"] == 10
+
+
+def test_density_is_that_of_the_other_cells_and_p_its_rank(model, adata):
+    found = model.get_novelty(n_replicates=10)
+    adata.obs["all"] = "all"
+    density = model.differential_abundance(sample_key="all", key_added=None).log_prob["all"].to_numpy()
+    np.testing.assert_allclose(found.latent_log_density, density, rtol=1e-6)
+    np.testing.assert_allclose(np.sort(found.latent_p), np.arange(1, 121) / 120)
+    assert (np.argsort(found.latent_p) == np.argsort(density)).all()
+
+
+def test_scores_are_those_of_the_elbo(model):
+    found = model.get_novelty(n_replicates=10, n_samples=50)
+    expected = model.get_elbo(return_mean=False, n_samples=50)
+    assert np.corrcoef(found.elbo, expected)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("kind", ["zinb", "poisson", "simplex", "latent library"])
+def test_other_models_have_it_as_well(load, kind):
+    frame = load(kind).get_novelty(n_replicates=10, indices=[5, 3], key_added=None).to_frame()
+    assert frame.index.tolist() == ["cell_5", "cell_3"]
+    assert np.isfinite(frame).all(axis=None)
+
+
+def test_the_same_seed_gives_the_same_and_leaves_the_random_state_alone(model):
+    state = torch.get_rng_state()
+    one, two = (model.get_novelty(n_replicates=10, key_added=None).to_frame() for _ in range(2))
+    assert one.equals(two)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.fixture(scope="module")
+def pbmc():
+    """A model of 700 blood cells that has seen no B cell, and those, and held-out cells of the other types."""
+    adata = pbmc68k_reduced()
+    adata = adata[:, np.asarray(adata.X.sum(0)).ravel() > 60].copy()
+    is_b = (adata.obs["cell_type"] == "CD19+ B").to_numpy()
+    held = ~is_b & (np.random.default_rng(0).random(700) < 0.2)
+    train = adata[~is_b & ~held].copy()
+    SCVAE.setup_anndata(train)
+    model = SCVAE(train, n_hidden=64)
+    model.train(max_steps=800, **QUIET)
+    return model, adata[is_b].copy(), adata[held].copy()
+
+
+@torch.no_grad()
+def test_p_is_uniform_for_cells_drawn_from_the_model(pbmc):
+    model, _, _ = pbmc
+    rng = np.random.default_rng(3)
+    n = model.adata.n_obs
+    mean, variance = model.get_latent_representation(return_dist=True)
+    parent = rng.integers(n, size=n)
+    state = mean[parent] + np.sqrt(variance[parent]) * rng.normal(size=mean.shape)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        px = model.module.decode(
+            torch.from_numpy(state.astype(np.float32)), model._own_source().minibatch(np.arange(n))
+        )
+        drawn = AnnData(sp.csr_matrix(px.sample().numpy()), var=model.adata.var)
+    found = model.get_novelty(drawn, n_replicates=40, n_samples=2)
+    # Of a discrete p, a uniform draw from the interval that it stands for.
+    assert kstest(found.elbo_p - rng.random(n) / 41, "uniform").pvalue > 0.01
+    assert found.elbo_z.mean() == pytest.approx(0, abs=0.15)
+    assert found.elbo_z.std() == pytest.approx(1, abs=0.15)
+
+
+def test_cells_of_a_type_that_the_model_has_not_seen_are_novel(pbmc):
+    model, new, held = pbmc
+    new, held = (model.get_novelty(each, n_replicates=20, n_samples=2) for each in (new, held))
+    assert auc(new.latent_log_density, held.latent_log_density) > 0.95
+    assert auc(new.elbo_z, held.elbo_z) > 0.8
+    assert auc(new.p, held.p) > 0.9
+    # Held-out cells of known types lie where those do, or closer together.
+    assert (held.latent_p <= 0.05).mean() < 0.1
+
+
+def test_depth_alone_makes_no_cell_novel(pbmc):
+    """The ELBO falls with the number of counts; what is compared with cells of the same depth does not."""
+    model, _, held = pbmc
+    rng = np.random.default_rng(4)
+    thinned = held.copy()
+    thinned.X = sp.csr_matrix(rng.binomial(held.X.toarray().astype(int), 0.5).astype(np.float32))
+    whole, half = (model.get_novelty(each, n_replicates=20, n_samples=2) for each in (held, thinned))
+    assert auc(whole.elbo, half.elbo) > 0.9
+    assert 0.25 < auc(whole.elbo_z, half.elbo_z) < 0.75
+
+
+def test_log_normalised_values_are_refused(load):
+    with pytest.raises(ValueError, match='gene_likelihood="nb", "zinb" or "poisson"'):
+        load("normal").get_novelty()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_replicates": 5}, "n_replicates=5 must be a whole number of at least 10"),
+        ({"bandwidth": -1.0}, r"bandwidth=-1\.0 must be a positive number"),
+        ({"indices": ["cell_999"]}, "'cell_999', not among adata.obs_names"),
+    ],
+)
+def test_says_what_is_wrong(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        model.get_novelty(**options)

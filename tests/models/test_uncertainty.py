@@ -1,0 +1,174 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from scipy.stats import norm
+
+from scvae_ext import SCVAE
+
+QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+NUMBERS = ["entropy", "information", "laplace_entropy", "label_entropy", "label_probability"]
+
+
+def test_is_written_with_where_it_came_from(model, adata):
+    frame = model.get_cell_uncertainty(labels_key="cell_type")
+    assert frame.columns.tolist() == [*NUMBERS, "label"]
+    for name in NUMBERS:
+        np.testing.assert_array_equal(adata.obs[f"scvae_uncertainty_{name}"], frame[name])
+    entry = json.loads(adata.uns["scvae_ext"])["results"]['obs["scvae_uncertainty_entropy"]']
+    assert entry["arguments"]["labels_key"] == "cell_type"
+    assert frame["label"].cat.categories.tolist() == ["type_0", "type_1", "type_2"]
+
+
+def test_entropy_is_that_of_the_posterior(model):
+    variance = model.get_latent_representation(return_dist=True)[1].astype(float)
+    expected = norm(scale=np.sqrt(variance)).entropy().sum(1)
+    found = model.get_cell_uncertainty(key_added=None)
+    assert found.columns.tolist() == NUMBERS[:3]
+    np.testing.assert_allclose(found["entropy"], expected, rtol=1e-6)
+
+
+def test_labels_of_neighbours_are_mostly_the_cells_own(model, adata):
+    frame = model.get_cell_uncertainty(labels_key="cell_type", key_added=None)
+    assert (frame["label"].astype(str) == adata.obs["cell_type"].astype(str)).mean() > 0.5
+    # Entropy is highest where no label is frequent.
+    assert np.corrcoef(frame["label_entropy"], frame["label_probability"])[0, 1] < -0.8
+    assert frame["label_entropy"].between(0, np.log(3)).all()
+
+
+@pytest.mark.parametrize("kind", ["simplex", "normal", "latent library"])
+def test_other_models_have_it_as_well(load, kind):
+    frame = load(kind).get_cell_uncertainty(labels_key="cell_type", key_added=None)
+    assert np.isfinite(frame[NUMBERS]).all(axis=None)
+
+
+def test_cells_come_in_the_asked_order_with_the_values_that_they_have_among_all(model, adata):
+    whole = model.get_cell_uncertainty(key_added=None)
+    chosen = [50, 3, 119]
+    pd.testing.assert_frame_equal(model.get_cell_uncertainty(indices=chosen, key_added=None), whole.iloc[chosen])
+    other = adata[chosen].copy()[:, ::-1].copy()
+    pd.testing.assert_frame_equal(model.get_cell_uncertainty(other), whole.iloc[chosen], rtol=1e-4)
+    assert other.obs["scvae_uncertainty_entropy"].notna().all()
+
+
+def test_cells_without_a_label_are_no_neighbours(model, adata):
+    adata.obs["some"] = adata.obs["cell_type"].where(adata.obs["cell_type"] != "type_2")
+    frame = model.get_cell_uncertainty(labels_key="some", key_added=None)
+    assert set(frame["label"].astype(str)) == {"type_0", "type_1"}
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """Poisson counts from two factors, of 15 to 600 a cell, and the model of them."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1, 40) + rng.normal(size=(1000, 2)) @ rng.normal(0, 0.5, (2, 40))
+    depth = np.exp(rng.uniform(np.log(15), np.log(600), 1000))
+    mean = depth[:, None] * np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    counts = rng.poisson(mean).astype(np.float32)
+    adata = AnnData(sp.csr_matrix(counts[counts.sum(1) > 0]))
+    SCVAE.setup_anndata(adata)
+    model = SCVAE(adata, n_hidden=32, n_latent=2, gene_likelihood="poisson", decoder="linear")
+    model.train(max_steps=1000, **QUIET)
+    return model
+
+
+def test_grows_as_counts_are_thinned(linear):
+    rng = np.random.default_rng(1)
+    entropy, information = [], []
+    deep = linear.adata[np.asarray(linear.adata.X.sum(1)).ravel() > 300]
+    for share in (1.0, 0.5, 0.25, 0.1):
+        thinned = deep.copy()
+        thinned.X = sp.csr_matrix(rng.binomial(deep.X.toarray().astype(int), share).astype(np.float32))
+        frame = linear.get_cell_uncertainty(thinned, key_added=None)
+        entropy.append(frame["entropy"].mean())
+        information.append(frame["information"].mean())
+    assert (np.diff(entropy) > 0.1).all()
+    assert (np.diff(information) < -0.1).all()
+
+
+def test_entropy_by_the_decoder_grows_beyond_the_depths_that_were_trained_on(linear):
+    """The mean of the posterior stays, and counts become fewer: half a nat for each halving and dimension, at most."""
+    size = np.asarray(linear.adata.X.sum(1)).ravel()
+    entropy = []
+    for share in (1.0, 0.5, 0.25, 0.1, 0.02):
+        thinned = linear.adata[size > 300].copy()
+        thinned.X = sp.csr_matrix(np.maximum(np.rint(share * thinned.X.toarray()), np.eye(40)[0]).astype(np.float32))
+        entropy.append(linear.get_cell_uncertainty(thinned, key_added=None)["laplace_entropy"].mean())
+    assert (np.diff(entropy) > 0.1).all()
+    assert np.diff(entropy)[0] < np.log(2) + 0.2
+
+
+def test_entropy_by_the_decoder_is_that_of_the_closed_form(linear):
+    loadings = linear.module.loadings.detach().double().numpy()
+    mean = linear.get_likelihood_parameters()["mean"].astype(float)
+    centred = loadings - (mean @ loadings / mean.sum(1, keepdims=True))[:, None, :]
+    precision = np.eye(2) + np.einsum("cg,cgd,cge->cde", mean, centred, centred)
+    expected = 0.5 * (2 * np.log(2 * np.pi * np.e) - np.linalg.slogdet(precision)[1])
+    found = linear.get_cell_uncertainty(key_added=None)["laplace_entropy"]
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_entropy_is_that_of_the_exact_posterior(linear):
+    """By Laplace's approximation: the inverse of the Fisher information and the prior.
+
+    A diagonal Gaussian that is fitted by the ELBO has as variances the inverse of the diagonal of the precision.
+    """
+    loadings = linear.module.loadings.detach().double().numpy()
+    mean = linear.get_likelihood_parameters()["mean"].astype(float)
+    total = mean.sum(1)
+    centred = loadings - (mean @ loadings / total[:, None])[:, None, :]
+    precision = 1.0 + (mean[:, :, None] * centred**2).sum(1)
+    expected = 0.5 * np.log(2 * np.pi * np.e / precision).sum(1)
+    found = linear.get_cell_uncertainty(key_added=None)["entropy"]
+    # The encoder is one function for all cells, trained for some seconds.
+    assert found.mean() == pytest.approx(expected.mean(), abs=0.25)
+    assert np.corrcoef(found, expected)[0, 1] > 0.8
+
+
+@torch.no_grad()
+def test_posteriors_hold_the_states_that_cells_were_drawn_from(linear):
+    """Simulation-based calibration: states from the aggregated posterior, counts from the decoder, and back."""
+    rng = np.random.default_rng(2)
+    mean, variance = linear.get_latent_representation(return_dist=True)
+    state = mean + np.sqrt(variance) * rng.normal(size=mean.shape)
+    source = linear._own_source().minibatch(np.arange(len(state)))
+    px = linear.module.decode(torch.from_numpy(state.astype(np.float32)), source)
+    drawn = rng.poisson(px.mean.numpy()).astype(np.float32)
+    state, drawn = state[drawn.sum(1) > 0], drawn[drawn.sum(1) > 0]
+    drawn = AnnData(sp.csr_matrix(drawn), var=linear.adata.var)
+    found, spread = linear.get_latent_representation(drawn, return_dist=True)
+    standardised = (state - found) / np.sqrt(spread)
+    assert np.abs(standardised.mean(0)).max() < 0.25
+    for level in (0.5, 0.9):
+        inside = (np.abs(standardised) < norm.ppf(0.5 + level / 2)).mean()
+        assert inside == pytest.approx(level, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels_key": "celltype"}, "labels_key='celltype' is not a column .*Did you mean 'cell_type'"),
+        ({"labels_key": "cell_type", "n_neighbors": 200}, "n_neighbors=200 needs more cells .* than the 120"),
+        ({"n_samples": 0}, "n_samples=0 must be a whole number"),
+    ],
+)
+def test_says_what_is_wrong(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        model.get_cell_uncertainty(**options)
+
+
+def test_labels_that_are_all_missing_are_refused(model, adata):
+    adata.obs["none"] = pd.Categorical([None] * 120, categories=["a"])
+    with pytest.raises(ValueError, match=r"obs\['none'\] holds no label"):
+        model.get_cell_uncertainty(labels_key="none")
+
+
+def test_a_model_without_cells_asks_for_them(load, adata):
+    model = load()
+    model._adata = None
+    with pytest.raises(ValueError, match="loaded without an AnnData"):
+        model.get_cell_uncertainty(adata)
