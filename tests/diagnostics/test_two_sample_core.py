@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from scvae_ext.diagnostics._two_sample import area_under_curve, classifier_auc
+
+
+def _shifted(distance, n=800, n_features=8, seed=0):
+    """Standard normal samples of which the second is moved by a distance along a random direction."""
+    rng = np.random.default_rng(seed)
+    direction = rng.normal(size=n_features)
+    samples = rng.normal(size=(2, n, n_features))
+    samples[1] += distance * direction / np.linalg.norm(direction)
+    return samples
+
+
+def test_the_area_is_that_of_scikit_learn_with_ties():
+    rng = np.random.default_rng(0)
+    score, positive = rng.integers(0, 7, 90).astype(float), rng.random(90) < 0.4
+    assert area_under_curve(score, positive)[0] == pytest.approx(roc_auc_score(positive, score))
+
+
+def test_the_variance_is_that_of_the_double_sum():
+    rng = np.random.default_rng(1)
+    score, positive = rng.integers(0, 9, 60).astype(float), rng.random(60) < 0.3
+    high, low = score[positive], score[~positive]
+    above = (high[:, None] > low) + 0.5 * (high[:, None] == low)
+    expected = above.mean(1).var(ddof=1) / len(high) + above.mean(0).var(ddof=1) / len(low)
+    area, variance = area_under_curve(score, positive)
+    assert area == pytest.approx(above.mean())
+    assert variance == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("classifier", ["linear", "trees"])
+@pytest.mark.parametrize("distance", [0.0, 0.7, 1.5])
+def test_a_shift_of_normal_samples_has_the_area_of_the_best_classifier(classifier, distance):
+    found = classifier_auc(*_shifted(distance), classifier)
+    best = norm.cdf(distance / np.sqrt(2))
+    # A learned classifier is somewhat below the best one, the trees by more.
+    lost = 0.0 if distance == 0 else 0.01 if classifier == "linear" else 0.03
+    assert found.auc < best + 3 * found.standard_error
+    assert found.auc > best - lost - 3 * found.standard_error
+
+
+def test_only_the_trees_see_a_difference_in_spread():
+    first, second = _shifted(0.0)
+    linear, trees = (classifier_auc(first, 1.5 * second, name) for name in ("linear", "trees"))
+    assert abs(linear.auc - 0.5) < 4 * linear.standard_error
+    assert trees.auc > 0.7
+
+
+def test_standard_errors_and_p_values_hold_under_the_null():
+    runs = [classifier_auc(*_shifted(0.0, n=50, seed=seed), n_permutations=19, seed=seed) for seed in range(60)]
+    z = np.array([(run.auc - 0.5) / run.standard_error for run in runs])
+    assert abs(z.mean()) < 0.45
+    assert 0.7 < z.std() < 1.35
+    p_values = np.array([run.p_value for run in runs])
+    assert 0.4 < p_values.mean() < 0.6
+    assert np.count_nonzero(p_values <= 0.05) <= 8
+
+
+def test_permutations_of_the_trees_find_a_difference():
+    found = classifier_auc(*_shifted(2.0, n=100, n_features=2), "trees", n_permutations=9, n_folds=2)
+    assert found.p_value == pytest.approx(0.1)
+
+
+def test_components_come_from_training_folds_and_extra_columns_stand_beside_them():
+    # Nothing but the extra column differs.
+    first, second = _shifted(0.0, n=300)
+    extra = (np.zeros((300, 1)), np.random.default_rng(0).normal(2.0, 1.0, (300, 1)))
+    assert classifier_auc(first, second, extra=extra).auc > 0.85
+    assert classifier_auc(first, second, n_components=2).auc < 0.6
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_cannot_be_used_is_named():
+    values = np.zeros((4, 2))
+    with pytest.raises(ValueError, match='is not known: use "linear" or "trees"'):
+        classifier_auc(values, values, "forest")
+    with pytest.raises(ValueError, match=r"n_folds=5 cuts samples of 4 and 4 cells"):
+        classifier_auc(values, values)
