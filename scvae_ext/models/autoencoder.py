@@ -85,6 +85,7 @@ class Autoencoder(BaseModel):
             ("objective", plan.objective, "elbo"),
             ("n_samples", plan.n_samples, 1),
             ("free_bits", plan.free_bits, 0.0),
+            ("batch_penalty", plan.batch_penalty, 0.0),
         ):
             if value != default:
                 raise ValueError(f"Autoencoder minimises a squared error, which {name}={value!r} has no meaning for.")

@@ -187,6 +187,7 @@ class BaseModel(ABC):
         objective: Bound = "elbo",
         n_samples: int = 1,
         free_bits: float = 0.0,
+        batch_penalty: float = 0.0,
         early_stopping_patience: int | None = None,
         seed: int | None = None,
         callbacks: "Callback | Sequence[Callback] | None" = None,
@@ -228,6 +229,12 @@ class BaseModel(ABC):
             Nats of divergence from the prior that each latent dimension has for free, as a mean over the minibatch
             (Kingma et al., NeurIPS 2016). Validation, early stopping and all that is reported use the bound with
             neither free bits nor weights.
+        batch_penalty
+            Nats per cell that it costs if the latent tells all batches apart: the weight of a normalised kernel
+            dependence (HSIC) of the posterior mean and the batch, 0 where independent and 1 at most, estimated in each
+            minibatch. ``history`` has it as ``batch_dependence``, and the best weights are those of the bound less the
+            penalty, ``penalised_elbo``. Differences in composition between batches are penalised as well; see the
+            page on integration.
         early_stopping_patience
             Steps without improvement before training ends, counted from the end of the warm-up; by default a quarter
             of the planned ones.
@@ -288,6 +295,7 @@ class BaseModel(ABC):
             objective=objective,
             n_samples=n_samples,
             free_bits=free_bits,
+            batch_penalty=batch_penalty,
             early_stopping=true_or_false("early_stopping", early_stopping),
             validate_every=steps_between_validations(len(validation), n_processes * batch_size),
             patience=max(1, max_steps // 4) if early_stopping_patience is None else early_stopping_patience,

@@ -250,7 +250,12 @@ class SCVAE(BaseModel):
 
     @override
     def _trainable(self, plan: TrainingPlan) -> Trainable:
-        return trainable_bound(self.module, plan.objective, plan.n_samples, plan.free_bits)
+        if plan.batch_penalty and self.registry.n_batches < 2:
+            raise ValueError(
+                f"batch_penalty={plan.batch_penalty!r} needs at least two batches, and the model has one: pass "
+                "batch_key=... to setup_anndata, or leave batch_penalty at 0."
+            )
+        return trainable_bound(self.module, plan.objective, plan.n_samples, plan.free_bits, plan.batch_penalty)
 
     @override
     def _require_valid(self, source: CellSource) -> None:

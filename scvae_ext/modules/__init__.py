@@ -2,6 +2,7 @@
 
 from scvae_ext.modules.autoencoder import DeterministicAutoencoder
 from scvae_ext.modules.bounds import (
+    BatchPenalised,
     Bound,
     FreeBitsElbo,
     ImportanceWeighted,
@@ -10,6 +11,7 @@ from scvae_ext.modules.bounds import (
     held_fixed,
     trainable_bound,
 )
+from scvae_ext.modules.dependence import batch_dependence
 from scvae_ext.modules.elbo import elbo, log_importance_weights
 from scvae_ext.modules.outputs import Elbo, Objective, Posterior, SquaredError, VAEOutput
 from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
@@ -20,6 +22,7 @@ from scvae_ext.modules.vae import VAE, DecoderKind, LatentDistribution
 __all__ = [
     "SURROGATES",
     "VAE",
+    "BatchPenalised",
     "Bound",
     "DecoderKind",
     "DeterministicAutoencoder",
@@ -39,6 +42,7 @@ __all__ = [
     "Trainable",
     "VAEOutput",
     "VampPrior",
+    "batch_dependence",
     "elbo",
     "held_fixed",
     "log_importance_weights",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from scvae_ext.minibatch import Minibatch
+from scvae_ext.modules.dependence import batch_dependence
 from scvae_ext.modules.elbo import divergences, elbo, kl_of_dimensions, log_ratio
 from scvae_ext.modules.outputs import Elbo, Objective, Posterior, VAEOutput
 from scvae_ext.modules.trainable import Trainable
@@ -17,6 +18,7 @@ from scvae_ext.modules.vae import VAE
 from scvae_ext.types import CellsByLatent, CellValues
 
 __all__ = [
+    "BatchPenalised",
     "Bound",
     "FreeBitsElbo",
     "ImportanceWeighted",
@@ -70,6 +72,43 @@ class FreeBitsElbo(Objective):
     def terms(self) -> dict[str, Float[Tensor, "*samples cells"]]:
         """Return the ELBO and its terms, without anything for free."""
         return self.elbo.terms()
+
+
+@dataclass(frozen=True)
+class BatchPenalised(Objective):
+    r"""A bound less what the latent knows about the batch, :math:`\mathcal L - \lambda\,d(z, s)`.
+
+    The dependence is one figure for all cells of the minibatch.
+
+    Parameters
+    ----------
+    bound
+        The bound of each cell, in nats.
+    dependence
+        Normalised dependence :math:`d(z, s)`, see :func:`~scvae_ext.modules.dependence.batch_dependence`.
+    weight
+        :math:`\lambda`, in nats per cell: what a latent that tells all batches apart would cost.
+    """
+
+    bound: Objective
+    dependence: Float[Tensor, ""]
+    weight: float
+
+    def score(self, kl_weight: float = 1.0) -> CellValues:
+        """Return the penalised score of each cell; higher is better.
+
+        Parameters
+        ----------
+        kl_weight
+            Weight of the divergence from the prior.
+        """
+        return self.bound.score(kl_weight) - self.weight * self.dependence
+
+    def terms(self) -> dict[str, Float[Tensor, "*samples cells"]]:
+        """Return the penalised ELBO, the ELBO and its terms, and the dependence."""
+        terms = self.bound.terms()
+        dependence = self.dependence.expand_as(terms["elbo"])
+        return {"penalised_elbo": terms["elbo"] - self.weight * dependence, **terms, "batch_dependence": dependence}
 
 
 @dataclass(frozen=True)
@@ -146,7 +185,7 @@ class ImportanceWeighted(Objective):
 
 
 class SampledElbo(Trainable):
-    """A VAE to be trained on its ELBO at the mean of several samples, or with free bits.
+    """A VAE to be trained on its ELBO at the mean of several samples, with free bits, or with a penalty on batches.
 
     Parameters
     ----------
@@ -156,12 +195,14 @@ class SampledElbo(Trainable):
         Samples of each cell.
     free_bits
         Nats of divergence that each latent dimension has for free.
+    batch_penalty
+        Nats per cell that full dependence of the latent on the batch costs.
     """
 
     monitor = "elbo"
     monitor_mode = "max"
 
-    def __init__(self, vae: VAE, n_samples: int, free_bits: float) -> None:
+    def __init__(self, vae: VAE, n_samples: int, free_bits: float, batch_penalty: float = 0.0) -> None:
         super().__init__()
         if free_bits and vae.prior is not None:
             raise ValueError(
@@ -171,6 +212,10 @@ class SampledElbo(Trainable):
         self.vae = vae
         self.n_samples = n_samples
         self.free_bits = free_bits
+        self.batch_penalty = batch_penalty
+        if batch_penalty:
+            # The ELBO would take the weights that have been penalised least for the best.
+            self.monitor = "penalised_elbo"
 
     def log_prior(self) -> Float[Tensor, ""] | None:
         """Return the log density of the priors on the parameters of the VAE."""
@@ -187,7 +232,14 @@ class SampledElbo(Trainable):
         vae = self.vae
         output = vae(minibatch, self.n_samples, generator)
         bound = _mean_of_samples(elbo(output, vae.likelihood, minibatch, vae.library_prior(minibatch), vae.pz()))
-        return FreeBitsElbo(bound, kl_of_dimensions(output.posterior.qz), self.free_bits) if self.free_bits else bound
+        objective: Objective = bound
+        if self.free_bits:
+            objective = FreeBitsElbo(bound, kl_of_dimensions(output.posterior.qz), self.free_bits)
+        if self.batch_penalty:
+            # Of the mean, which is what is handed out: noise of the posterior could hide the batch from samples.
+            dependence = batch_dependence(vae.to_latent(output.posterior.qz.loc), minibatch.batch)
+            objective = BatchPenalised(objective, dependence, self.batch_penalty)
+        return objective
 
 
 class ImportanceWeightedBound(Trainable):
@@ -237,7 +289,9 @@ class ImportanceWeightedBound(Trainable):
         )
 
 
-def trainable_bound(vae: VAE, objective: Bound, n_samples: int, free_bits: float) -> Trainable:
+def trainable_bound(
+    vae: VAE, objective: Bound, n_samples: int, free_bits: float, batch_penalty: float = 0.0
+) -> Trainable:
     """Return what to train so that a VAE reaches its best by the given bound.
 
     Parameters
@@ -250,6 +304,8 @@ def trainable_bound(vae: VAE, objective: Bound, n_samples: int, free_bits: float
         Samples of each cell.
     free_bits
         Nats of divergence that each latent dimension has for free.
+    batch_penalty
+        Nats per cell that full dependence of the latent on the batch costs.
 
     Raises
     ------
@@ -258,7 +314,9 @@ def trainable_bound(vae: VAE, objective: Bound, n_samples: int, free_bits: float
     """
     if objective == "iwae":
         return ImportanceWeightedBound(vae, n_samples)
-    return vae if n_samples == 1 and not free_bits else SampledElbo(vae, n_samples, free_bits)
+    if n_samples == 1 and not free_bits and not batch_penalty:
+        return vae
+    return SampledElbo(vae, n_samples, free_bits, batch_penalty)
 
 
 def held_fixed(output: VAEOutput) -> VAEOutput:

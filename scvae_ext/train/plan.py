@@ -33,6 +33,8 @@ class TrainingPlan:
         Samples of each cell: their mean for the ELBO, the K of the importance-weighted bound.
     free_bits
         Nats of divergence that each latent dimension has for free, as a mean over the minibatch.
+    batch_penalty
+        Nats per cell that full dependence of the latent on the batch costs.
     weight_decay
         Decoupled weight decay of the linear maps: each step shrinks them by this times the learning rate.
     dispersion_lr_scale
@@ -54,6 +56,7 @@ class TrainingPlan:
     objective: Bound = "elbo"
     n_samples: int = 1
     free_bits: float = 0.0
+    batch_penalty: float = 0.0
     weight_decay: float = 0.0
     dispersion_lr_scale: float = 5.0
     early_stopping: bool = True
@@ -71,7 +74,7 @@ class TrainingPlan:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value!r} must be a fraction of the training, between 0 and 1.")
-        for name in ("max_kl_weight", "weight_decay", "free_bits"):
+        for name in ("max_kl_weight", "weight_decay", "free_bits", "batch_penalty"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}={value!r} must be at least 0.")
@@ -83,6 +86,11 @@ class TrainingPlan:
             raise ValueError(
                 f"free_bits={self.free_bits!r} changes the divergence of the ELBO, which the importance-weighted bound "
                 'has not: leave it at 0, or pass objective="elbo".'
+            )
+        if self.objective == "iwae" and self.batch_penalty:
+            raise ValueError(
+                f"batch_penalty={self.batch_penalty!r} goes with the ELBO, whose samples are those of the posterior: "
+                'leave it at 0, or pass objective="elbo".'
             )
 
     def learning_rate_at(self, step: int) -> float:

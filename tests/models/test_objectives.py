@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from scvae_ext import SCVAE, Autoencoder
+from scvae_ext.datasets import synthetic_counts
+from scvae_ext.modules import batch_dependence
 
 SMALL = {"n_hidden": 16, "n_latent": 3}
 
@@ -83,6 +85,7 @@ def test_the_importance_weighted_bound_is_named_in_the_history_and_monitored(ada
         {"n_samples": 3},
         {"objective": "iwae", "n_samples": 3},
         {"free_bits": 0.5},
+        {"batch_penalty": 50.0},
         {"max_kl_weight": 0.5},
         {"plan_kwargs": {"max_kl_weight": 0.5}},
     ],
@@ -112,6 +115,8 @@ def test_beta_has_one_meaning_under_both_names(adata):
         ({"objective": "iwae", "n_samples": 2, "free_bits": 0.1}, r"free_bits=0\.1 .*leave it at 0"),
         ({"n_samples": 0}, "n_samples=0 must be a whole number"),
         ({"free_bits": -1.0}, r"free_bits=-1\.0 must be at least 0"),
+        ({"batch_penalty": -1.0}, r"batch_penalty=-1\.0 must be at least 0"),
+        ({"objective": "iwae", "n_samples": 2, "batch_penalty": 1.0}, r"batch_penalty=1\.0 goes with the ELBO"),
     ],
 )
 def test_impossible_objectives_are_named(adata, options, message):
@@ -128,7 +133,40 @@ def test_free_bits_do_not_go_with_a_learned_prior(adata):
         _train(model, free_bits=0.1)
 
 
-@pytest.mark.parametrize("options", [{"objective": "iwae", "n_samples": 2}, {"n_samples": 2}, {"free_bits": 0.1}])
+def test_a_penalty_on_batches_needs_batches(adata):
+    SCVAE.setup_anndata(adata)
+    with pytest.raises(ValueError, match=r"batch_penalty=1\.0 needs at least two batches.*batch_key"):
+        _train(SCVAE(adata, **SMALL), batch_penalty=1.0)
+
+
+def test_a_penalty_takes_the_batch_out_of_the_latent_at_the_cost_of_the_elbo():
+    # Types are mixed unevenly, so that states depend on batches whatever the decoder knows of them.
+    both = synthetic_counts(1600, 60, n_types=3, n_batches=2, library_size=5000, inverse_dispersion=10, seed=1)
+    share = both.obs["cell_type"].map({"type_0": 0.85, "type_1": 0.5, "type_2": 0.15}).astype(float)
+    first = (both.obs["batch"] == "batch_0").to_numpy()
+    adata = both[np.random.default_rng(0).random(both.n_obs) < np.where(first, share, 1 - share)].copy()
+    SCVAE.setup_anndata(adata, batch_key="batch")
+    batch = torch.from_numpy(adata.obs["batch"].cat.codes.to_numpy(dtype=np.int64))
+    dependence, elbo = [], []
+    for penalty in (0.0, 30.0):
+        model = _train(SCVAE(adata, **SMALL), batch_penalty=penalty, max_steps=250)
+        latent = torch.from_numpy(model.get_latent_representation())
+        dependence.append(float(batch_dependence(latent, batch)))
+        elbo.append(model.get_elbo(n_samples=10))
+    # The true states have 0.24.
+    assert dependence[0] > 0.15
+    assert dependence[1] < 0.05
+    assert elbo[1] < elbo[0] - 1
+    # Not by giving up on the latent.
+    assert (latent.std(0) > 0.3).any()
+    penalised = model.history["elbo_validation"] - 30 * model.history["batch_dependence_validation"]
+    np.testing.assert_allclose(model.history["penalised_elbo_validation"], penalised, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"objective": "iwae", "n_samples": 2}, {"n_samples": 2}, {"free_bits": 0.1}, {"batch_penalty": 1.0}],
+)
 def test_the_autoencoder_has_no_bound(adata, options):
     with pytest.raises(ValueError, match=f"squared error, which {next(iter(options))}="):
         _train(Autoencoder(adata, **SMALL), **options)
