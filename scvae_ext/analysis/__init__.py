@@ -20,6 +20,7 @@ from scvae_ext.analysis.intervals import (
     calibrate_intervals,
     interval_level,
 )
+from scvae_ext.analysis.library_sizes import LibrarySizes, fit_library_sizes
 from scvae_ext.analysis.moments import GroupMoments, group_moments
 from scvae_ext.analysis.novelty import Novelty, rank_among, replicate_test
 from scvae_ext.analysis.pairs import PairProbabilities
@@ -42,6 +43,7 @@ __all__ = [
     "FoldChangePosterior",
     "GroupMoments",
     "IntervalCalibration",
+    "LibrarySizes",
     "Novelty",
     "Overlap",
     "PairProbabilities",
@@ -53,6 +55,7 @@ __all__ = [
     "change_table",
     "count_table",
     "expected_fdr",
+    "fit_library_sizes",
     "fold_change_posterior",
     "gaussian_entropy",
     "gaussian_information",

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from scvae_ext.models.query import CellSelection, select_cells
 
-__all__ = ["GroupPair", "Groups", "select_groups", "select_labels", "select_samples"]
+__all__ = ["GroupPair", "Groups", "cells_of_groups", "select_groups", "select_labels", "select_samples"]
 
 REST = "Rest"
 # Fewer cells say nothing about how much cells of a group differ.
@@ -128,6 +128,39 @@ def select_groups(
         of_cell = np.where(np.isin(of_cell, kept), of_cell, -2)
     pairs = tuple(GroupPair(position[str(name)], second) for name in dict.fromkeys(map(str, chosen)))
     return Groups(names, of_cell, pairs, groupby)
+
+
+def cells_of_groups(obs: pd.DataFrame, groupby: str | None, group: str | Sequence[str] | None) -> pd.Series:
+    """Return the group of each cell, missing for cells of none of those asked for.
+
+    Parameters
+    ----------
+    obs
+        Cells.
+    groupby, group
+        Column, and one or several groups of it; all where ``None``.
+
+    Raises
+    ------
+    ValueError
+        If a column or a group does not exist; the message lists what exists.
+    """
+    if groupby is None:
+        raise ValueError(f"group={group!r} needs groupby, the column of adata.obs ({_listed(obs.columns)}) it is in.")
+    values = _column(obs, "groupby", groupby)
+    if group is None:
+        return values
+    names = list(values.cat.categories)
+    chosen = [group] if isinstance(group, str) or not isinstance(group, Sequence | np.ndarray) else list(group)
+    unknown = [name for name in chosen if str(name) not in names]
+    if unknown or not chosen:
+        near = get_close_matches(str(unknown[0]), names, n=1, cutoff=0.5) if unknown else []
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"group={unknown[0] if unknown else chosen!r} is not in adata.obs[{groupby!r}], which holds "
+            f"{_listed(names)}.{hint}"
+        )
+    return values.where(values.isin([str(name) for name in chosen]))
 
 
 def select_samples(obs: pd.DataFrame, sample_key: str) -> tuple[Int[np.ndarray, "cells"], tuple[str, ...]]:
