@@ -9,6 +9,7 @@ from scvae_ext.diagnostics.posterior_collapse import PosteriorCollapse, posterio
 from scvae_ext.diagnostics.posterior_predictive_check import PosteriorPredictiveCheck, posterior_predictive_check
 from scvae_ext.diagnostics.replicated import Replicated
 from scvae_ext.diagnostics.report import report
+from scvae_ext.diagnostics.two_sample_test import TwoSampleTest, two_sample_test
 from scvae_ext.diagnostics.zero_inflation import ZeroInflation, zero_inflation
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "PosteriorCollapse",
     "PosteriorPredictiveCheck",
     "Replicated",
+    "TwoSampleTest",
     "ZeroInflation",
     "compare_latent_dimensions",
     "compare_likelihoods",
@@ -30,5 +32,6 @@ __all__ = [
     "posterior_collapse",
     "posterior_predictive_check",
     "report",
+    "two_sample_test",
     "zero_inflation",
 ]

@@ -183,11 +183,8 @@ def _tree_scores(
     test: Int[np.ndarray, "test"],
     seed: int,
 ) -> Float[np.ndarray, "labellings test"]:
-    return np.stack(
-        [
-            HistGradientBoostingClassifier(random_state=seed, **TREES)
-            .fit(features[train], label[train])
-            .decision_function(features[test])
-            for label in labels
-        ]
-    )
+    scores = np.empty((len(labels), len(test)))
+    for row, label in zip(scores, labels, strict=True):
+        trees = HistGradientBoostingClassifier(random_state=seed, **TREES).fit(features[train], label[train])
+        row[:] = trees.decision_function(features[test])
+    return scores

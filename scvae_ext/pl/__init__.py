@@ -13,6 +13,7 @@ from scvae_ext.pl.novelty import novelty
 from scvae_ext.pl.posterior_collapse import posterior_collapse
 from scvae_ext.pl.posterior_predictive_check import posterior_predictive_check
 from scvae_ext.pl.training import history
+from scvae_ext.pl.two_sample_test import two_sample_test
 from scvae_ext.pl.volcano import volcano
 from scvae_ext.pl.zero_inflation import zero_inflation
 
@@ -31,6 +32,7 @@ __all__ = [
     "overlap",
     "posterior_collapse",
     "posterior_predictive_check",
+    "two_sample_test",
     "volcano",
     "zero_inflation",
 ]
