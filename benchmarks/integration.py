@@ -1,0 +1,247 @@
+"""Batch correction and conservation of cell types by scib-metrics, beside scvi-tools, Harmony, Scanorama and nothing.
+
+Two thirds of the score are of the peer packages' own field: scib-metrics (Luecken et al., Nature Methods 2022) computes
+five figures of how well batches are mixed and five of how well cell types are kept; the total is 0.4 times the mean of
+the first plus 0.6 times that of the second, without rescaling between methods. Unlabelled cells are left out of it.
+Neural networks train on nine tenths of the cells and embed all; Harmony, Scanorama and principal components see all
+cells. Each finished run is a line in the results file, so that an interrupted benchmark goes on where it stopped.
+
+    python3 -m venv .venv-scib && .venv-scib/bin/pip install -c constraints.txt . \
+        && .venv-scib/bin/pip install -r benchmarks/requirements-integration.txt
+    SCVAE_EXT_DATA=/path/to/data python benchmarks/integration.py                # everything, a day on two cores
+    SCVAE_EXT_DATA=/path/to/data python benchmarks/integration.py --datasets pbmc_3tech_1767genes --seeds 0
+    python benchmarks/integration.py --table                                     # only print what is there
+    python benchmarks/integration.py --smoke                                     # tiny synthetic data, some seconds
+"""
+
+import argparse
+import json
+import platform
+import warnings
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from labelled_datasets import LABELLED, LabelledDataset
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import NearestNeighbors
+
+RESULTS = Path(__file__).parent / "results" / "integration.jsonl"
+DATASETS = [name for name, dataset in LABELLED.items() if dataset.batch_key is not None]
+UNLABELLED = ["unlabelled", "unknown", "nan"]
+PENALTIES = {"scvae-ext": 0.0, "scvae-ext, penalty 30": 30.0, "scvae-ext, penalty 300": 300.0}
+TOOLS = ["unintegrated", "harmony", "scanorama", "scvi-tools", *PENALTIES]
+MODULES = {"harmony": "harmonypy", "scanorama": "scanorama", "scvi-tools": "scvi"}
+STEPS_OF_SMOKE = 50
+
+
+class Synthetic(LabelledDataset):
+    """Simulated counts of two batches, in place of a file."""
+
+    def load(self) -> ad.AnnData:
+        import scvae_ext as sv
+
+        return sv.datasets.synthetic_counts(240, 60, n_types=3, n_batches=2)
+
+
+def principal_components(everything: ad.AnnData, seed: int) -> tuple[ad.AnnData, np.ndarray]:
+    """Return log-normalised values and their first 50 principal components."""
+    normalised = everything.copy()
+    sc.pp.normalize_total(normalised, target_sum=1e4)
+    sc.pp.log1p(normalised)
+    sc.pp.pca(normalised, n_comps=min(50, *(size - 1 for size in normalised.shape)), random_state=seed)
+    return normalised, normalised.obsm["X_pca"]
+
+
+def by_harmony(everything: ad.AnnData, batch_key: str, seed: int) -> np.ndarray:
+    """Correct principal components by Harmony's defaults."""
+    import harmonypy
+
+    components = principal_components(everything, seed)[1]
+    corrected = harmonypy.run_harmony(components, everything.obs, batch_key, random_state=seed, verbose=False).Z_corr
+    corrected = np.asarray(corrected)
+    return corrected if len(corrected) == everything.n_obs else corrected.T
+
+
+def by_scanorama(everything: ad.AnnData, batch_key: str, seed: int) -> np.ndarray:
+    """Embed log-normalised values by Scanorama's defaults."""
+    import scanorama
+
+    normalised = principal_components(everything, seed)[0]
+    codes = normalised.obs[batch_key].cat.codes.to_numpy()
+    rows = [np.flatnonzero(codes == code) for code in np.unique(codes)]
+    genes = normalised.var_names.to_list()
+    embedded, _ = scanorama.integrate([normalised.X[of] for of in rows], [genes] * len(rows), seed=seed, verbose=0)
+    result = np.empty((everything.n_obs, embedded[0].shape[1]), dtype=np.float32)
+    for of, values in zip(rows, embedded, strict=True):
+        result[of] = values
+    return result
+
+
+def by_scvi(train: ad.AnnData, everything: ad.AnnData, batch_key: str, seed: int, smoke: bool) -> np.ndarray:
+    """Train scvi-tools by its defaults, with the same likelihood."""
+    import scvi
+
+    scvi.settings.seed = seed
+    scvi.model.SCVI.setup_anndata(train, batch_key=batch_key)
+    model = scvi.model.SCVI(train, gene_likelihood="nb")
+    model.train(accelerator="cpu", enable_progress_bar=False, max_epochs=2 if smoke else None)
+    return model.get_latent_representation(everything)
+
+
+def by_scvae_ext(train, held_out, everything, batch_key, seed, penalty, smoke, **options):
+    """Train scvae_ext by its defaults but for the penalty; return the latent, and the ELBO of the held-out cells."""
+    import scvae_ext as sv
+
+    sv.SCVAE.setup_anndata(train, batch_key=batch_key)
+    model = sv.SCVAE(train, seed=seed, **options)
+    length = {"max_steps": STEPS_OF_SMOKE} if smoke else {}
+    model.train(accelerator="cpu", enable_progress_bar=False, seed=seed, batch_penalty=penalty, **length)
+    return model.get_latent_representation(everything, key_added=None), float(model.get_elbo(held_out, n_samples=20))
+
+
+def embed(tool: str, dataset: LabelledDataset, seed: int, smoke: bool) -> tuple[np.ndarray, float | None]:
+    """Return the embedding of all cells by one tool, and the held-out ELBO where it is one of ours."""
+    everything, batch_key = dataset.load(), dataset.batch_key
+    if tool == "unintegrated":
+        return principal_components(everything, seed)[1], None
+    if tool == "harmony":
+        return by_harmony(everything, batch_key, seed), None
+    if tool == "scanorama":
+        return by_scanorama(everything, batch_key, seed), None
+    train, held_out = dataset.split(everything, seed)
+    if tool == "scvi-tools":
+        return by_scvi(train, everything, batch_key, seed, smoke), None
+    return by_scvae_ext(train, held_out, everything, batch_key, seed, PENALTIES[tool], smoke)
+
+
+def exact_neighbours(values: np.ndarray, k: int):
+    """Find neighbours by looking at all pairs, each cell its own first one."""
+    from scib_metrics.nearest_neighbors import NeighborsResults
+
+    distance, index = NearestNeighbors(n_neighbors=k).fit(values).kneighbors(values)
+    return NeighborsResults(indices=index, distances=distance)
+
+
+def scores(latent: np.ndarray, dataset: LabelledDataset) -> dict[str, float]:
+    """Return the figures of scib-metrics for an embedding of all cells of a dataset, and the dependence on batch."""
+    import torch
+
+    from scvae_ext.modules import batch_dependence
+
+    everything = dataset.load()
+    known = ~everything.obs[dataset.labels_key].astype(str).isin(UNLABELLED).to_numpy()
+    labels = everything.obs[dataset.labels_key].astype(str)[known]
+    batches = everything.obs[dataset.batch_key].astype(str)[known]
+    codes = torch.from_numpy(pd.factorize(batches)[0].astype(np.int64))
+    latent = np.ascontiguousarray(latent, dtype=np.float32)[known]
+    row = {"n_scored": int(known.sum()), "dependence": float(batch_dependence(torch.from_numpy(latent), codes))}
+    if find_spec("scib_metrics") is None:
+        return row | {"silhouette_label": float((1 + silhouette_score(latent, labels)) / 2)}
+    from scib_metrics.benchmark import Benchmarker
+
+    space = ad.AnnData(
+        np.zeros((len(latent), 1), dtype=np.float32), obs=pd.DataFrame({"batch": batches, "type": labels})
+    )
+    space.obsm["latent"] = latent
+    space.obsm["before"] = principal_components(everything, 0)[1][known]
+    judge = Benchmarker(
+        space, "batch", "type", ["latent"], pre_integrated_embedding_obsm_key="before", progress_bar=False
+    )
+    judge.prepare(exact_neighbours)
+    judge.benchmark()
+    found = judge.get_results(min_max_scale=False, clean_names=False).loc["latent"].astype(float)
+    names = {"Bio conservation": "bio", "Batch correction": "batch", "Total": "total"}
+    return row | {names.get(name, name): float(value) for name, value in found.items()}
+
+
+def make_row(tool: str, name: str, seed: int, latent: np.ndarray, elbo: float | None, figures: dict) -> dict:
+    """Put a line of the results file together."""
+    packages = {"scvi-tools": "scvi-tools", "harmony": "harmonypy", "scanorama": "scanorama", "unintegrated": "scanpy"}
+    return {
+        "dataset": name,
+        "tool": tool,
+        "seed": seed,
+        "n_latent": latent.shape[1],
+        **figures,
+        "elbo": elbo,
+        "version": version(packages.get(tool, "scvae-ext")) if find_spec("scib_metrics") else None,
+        "python": platform.python_version(),
+    }
+
+
+def finished(path: Path) -> pd.DataFrame:
+    """Return the rows of the results file."""
+    return pd.read_json(path, lines=True) if path.exists() else pd.DataFrame()
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Return means over seeds for each dataset and tool as Markdown, the best total in bold."""
+    lines = [
+        "| dataset | tool | seeds | batch | bio | total | dependence | held-out ELBO |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in [name for name in DATASETS if name in set(rows["dataset"])]:
+        means = rows[rows["dataset"] == name].groupby("tool")
+        best = means["total"].mean().idxmax()
+        for tool in [tool for tool in TOOLS if tool in means.groups]:
+            of = means.get_group(tool)
+            spread = f" ± {of['total'].std():.3f}" if len(of) > 1 else ""
+            total = f"{of['total'].mean():.3f}{spread}"
+            elbo = "" if of["elbo"].isna().all() else f"{of['elbo'].mean():.1f}"
+            lines.append(
+                f"| {name} | {tool} | {len(of)} | {of['batch'].mean():.3f} | {of['bio'].mean():.3f} | "
+                f"{f'**{total}**' if tool == best else total} | {of['dependence'].mean():.3f} | {elbo} |"
+            )
+    return "\n".join(lines)
+
+
+def smoke() -> None:
+    """Run everything that is installed on tiny data."""
+    dataset = Synthetic("synthetic", "batch")
+    for tool in TOOLS:
+        if tool in MODULES and find_spec(MODULES[tool]) is None:
+            print(f"{tool}: not installed")
+            continue
+        latent, elbo = embed(tool, dataset, 0, smoke=True)
+        print(json.dumps({"tool": tool, **scores(latent, dataset), "elbo": elbo}))
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", nargs="+", default=DATASETS, choices=DATASETS)
+    parser.add_argument("--tools", nargs="+", default=TOOLS, choices=TOOLS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="print the table of the finished runs and stop")
+    parser.add_argument("--smoke", action="store_true", help="tiny synthetic data, to see that it runs")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if arguments.smoke:
+        smoke()
+        return
+    if not arguments.table:
+        arguments.results.parent.mkdir(exist_ok=True)
+        for seed in arguments.seeds:
+            for name in arguments.datasets:
+                for tool in arguments.tools:
+                    rows = finished(arguments.results)
+                    wanted = (name, tool, seed)
+                    if len(rows) and (rows[["dataset", "tool", "seed"]] == wanted).all(axis=1).any():
+                        continue
+                    latent, elbo = embed(tool, LABELLED[name], seed, smoke=False)
+                    row = make_row(tool, name, seed, latent, elbo, scores(latent, LABELLED[name]))
+                    print(json.dumps(row), flush=True)
+                    with arguments.results.open("a") as stream:
+                        stream.write(json.dumps(row) + "\n")
+    rows = finished(arguments.results)
+    print(table(rows) if len(rows) else "no finished run yet")
+
+
+if __name__ == "__main__":
+    main()
