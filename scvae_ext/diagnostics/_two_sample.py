@@ -158,7 +158,8 @@ def _features(
     pca = PCA(n_components, random_state=seed).fit(values[train])
     columns = np.concatenate([pca.transform(values), more], axis=1)
     spread = columns[train].std(axis=0)
-    return (columns - columns[train].mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    standardised: np.ndarray = (columns - columns[train].mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    return standardised
 
 
 def _linear_scores(

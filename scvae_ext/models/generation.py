@@ -172,7 +172,7 @@ def as_anndata(drawn: Drawn, registry: Registry, latent_key: str, sources: Mappi
         Further columns of ``obs``.
     """
     columns: dict[str, Any] = {}
-    for key, codes, names in (
+    for key, codes, categories in (
         (registry.batch_key, drawn.batch, registry.batch_categories),
         (registry.labels_key, drawn.label, registry.label_categories),
         *(
@@ -181,7 +181,7 @@ def as_anndata(drawn: Drawn, registry: Registry, latent_key: str, sources: Mappi
         ),
     ):
         if key is not None:
-            columns[key] = pd.Categorical.from_codes(codes, categories=list(names))
+            columns[key] = pd.Categorical.from_codes(codes, categories=pd.Index(list(categories)))
     for i, quantity in enumerate(registry.continuous_covariates):
         columns[quantity.key] = quantity.mean + quantity.std * drawn.continuous[:, i].astype(np.float64)
     if registry.size_factor_key is not None:
@@ -189,10 +189,9 @@ def as_anndata(drawn: Drawn, registry: Registry, latent_key: str, sources: Mappi
     else:
         columns["scvae_library_size"] = drawn.depth
     columns |= dict(sources)
-    names = pd.Index([f"generated_{i}" for i in range(len(drawn.depth))])
     generated = AnnData(
         drawn.counts,
-        obs=pd.DataFrame(columns, index=names),
+        obs=pd.DataFrame(columns, index=[f"generated_{i}" for i in range(len(drawn.depth))]),
         var=pd.DataFrame(index=list(registry.var_names)),
         obsm={latent_key: drawn.latent},
     )
