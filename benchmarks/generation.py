@@ -38,13 +38,14 @@ def rows_of(name: str, seed: int, prior: str, smoke: bool) -> list[dict[str, obj
     order = np.random.default_rng(seed).permutation(everything.n_obs)
     n_held_out = everything.n_obs // 3
     train, held_out = (everything[np.sort(of)].copy() for of in (order[n_held_out:], order[:n_held_out]))
+    others = everything[np.sort(order[n_held_out : 2 * n_held_out])]
     sv.SCVAE.setup_anndata(train, batch_key=batch_key)
     model = sv.SCVAE(train, prior=prior, seed=seed)
     model.train(accelerator="cpu", enable_progress_bar=False, seed=seed, **({"max_steps": 50} if smoke else {}))
     rows = []
     for like in SOURCES:
         generated = model.generate(n_held_out, like=like, seed=seed)
-        found = sv.diagnostics.two_sample_test(held_out, generated, reference=train[:n_held_out], seed=seed)
+        found = sv.diagnostics.two_sample_test(held_out, generated, reference=others, seed=seed)
         row = {"dataset": name, "seed": seed, "prior": prior, "like": like, "n": n_held_out}
         for result, usual in zip(found.generated, found.reference, strict=True):
             row |= {result.classifier: result.auc, f"{result.classifier}_error": result.standard_error}

@@ -81,8 +81,9 @@ class TwoSampleTest:
         lines = [self.verdict]
         for found, usual in zip(self.generated, self.reference, strict=True):
             lines.append(
-                f"{found.classifier}: {found.auc:.3f} ± {found.standard_error:.3f}, p = {_p_value(found):.2g}; real "
-                f"cells against other real cells {usual.auc:.3f} ± {usual.standard_error:.3f}."
+                f"{found.classifier}: {found.auc:.3f} ± {found.standard_error:.3f}, p = "
+                f"{max(_p_value(found), 1e-99):.2g}; real cells against other real cells {usual.auc:.3f} ± "
+                f"{usual.standard_error:.3f}."
             )
         notable = self.features[self.features["q_value"] <= LEVEL]
         if len(notable):
