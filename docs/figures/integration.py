@@ -47,8 +47,8 @@ def main():
     dependence, elbo, right = np.array(rows).T
     panels = (
         (dependence, "Dependence of z on the batch", "What is left of the batch"),
-        (elbo - elbo[0], "ELBO less that without penalty (nats per cell)", "What it costs the model"),
-        (right, "Cells whose type their neighbours tell", "What it costs the types"),
+        (elbo - elbo[0], "ELBO, difference (nats per cell)", "What it costs the model"),
+        (right, "Types told by neighbours", "What it costs the types"),
     )
     figure, axes = plt.subplots(1, 3, figsize=(9.4, 3.1), layout="constrained")
     places = np.arange(len(PENALTIES))
