@@ -7,9 +7,13 @@ which the true expression minimises: the mean Poisson deviance of the other half
 each gene's divided by its mean count. Every prediction is mixed with 1 % of the mean expression of all cells, without
 which a zero that meets a count costs infinitely much.
 
+``--coverage`` asks another question, of scvae_ext alone: how many of the true values, known because counts are
+simulated, lie in intervals that are to hold 50, 80, 90 and 95 % of them.
+
     pip install -c constraints.txt . && pip install -r benchmarks/requirements-peers.txt
     SCVAE_EXT_DATA=/path/to/data python benchmarks/denoising.py              # everything, hours on two cores
     SCVAE_EXT_DATA=/path/to/data python benchmarks/denoising.py --datasets pbmc3k --tools scvae-ext knn raw
+    python benchmarks/denoising.py --coverage                                 # of intervals, on simulated counts
     python benchmarks/denoising.py --table                                    # only print what is there
     python benchmarks/denoising.py --smoke                                    # tiny synthetic data, some seconds
 """
@@ -33,6 +37,14 @@ MIXED_IN = 0.01
 PCA_COMPONENTS = (5, 10, 20, 50)
 TOOLS = ("scvae-ext", "scvi-tools", "knn", "pca", "raw", "mean")
 STEPS_OF_SMOKE = 50
+COVERAGE_RESULTS = RESULTS.with_name("coverage.jsonl")
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+# Arguments of synthetic_counts, and likelihood.
+SIMULATED = {
+    "two batches": ({"n_cells": 1490, "n_genes": 300, "n_batches": 2}, "nb"),
+    "few cells": ({"n_cells": 400, "n_genes": 100, "library_size": 2000}, "nb"),
+    "Poisson": ({"n_cells": 600, "n_genes": 200, "library_size": 500}, "poisson"),
+}
 
 
 def split_molecules(counts: sp.csr_matrix, seed: int) -> tuple[sp.csr_matrix, sp.csr_matrix]:
@@ -162,6 +174,49 @@ def run(tool: str, name: str, seed: int, smoke: bool) -> dict[str, object]:
     }
 
 
+def coverage(name: str, seed: int, smoke: bool) -> dict[str, object]:
+    """Train on simulated counts and return how often intervals hold the true expression."""
+    import scvae_ext as sv
+
+    arguments, likelihood = ({"n_cells": 200, "n_genes": 60}, "nb") if smoke else SIMULATED[name]
+    adata = sv.datasets.synthetic_counts(**arguments, seed=seed)
+    sv.SCVAE.setup_anndata(adata, batch_key="batch" if "n_batches" in arguments else None)
+    model = sv.SCVAE(adata, gene_likelihood=likelihood, seed=seed)
+    options = {"accelerator": "cpu", "max_steps": STEPS_OF_SMOKE if smoke else None}
+    model.train(enable_progress_bar=False, **options)
+    model.calibrate_intervals(train_options={"accelerator": "cpu"})
+    truth, row = (
+        adata.layers["expression"],
+        {"simulated": name, "n_obs": adata.n_obs, "n_vars": adata.n_vars, "seed": seed},
+    )
+    for level in LEVELS:
+        found = model.get_normalized_expression(interval=level, key_added=None)
+        row[str(level)] = float(((truth >= found.lower) & (truth <= found.upper)).mean())
+    return row | {"version": version("scvae-ext"), "python": platform.python_version()}
+
+
+def coverage_table(rows: pd.DataFrame) -> str:
+    """Return the share of true values inside the intervals in percent, a mean over seeds, as Markdown."""
+    if not len(rows):
+        return "no rows yet"
+    levels = [str(level) for level in LEVELS]
+    head = [f"{100 * level:g} %" for level in LEVELS]
+    lines = ["| simulated | cells x genes | seeds | " + " | ".join(head) + " |", "|---|---|---|" + "---:|" * len(head)]
+    for name, runs in rows.groupby("simulated", sort=False):
+        means = " | ".join(f"{100 * runs[level].mean():.1f}" for level in levels)
+        size = f"{runs['n_obs'].iloc[0]} x {runs['n_vars'].iloc[0]}"
+        lines.append(f"| {name} | {size} | {runs['seed'].nunique()} | {means} |")
+    return "\n".join(lines)
+
+
+def append(row: dict[str, object], results: Path) -> None:
+    """Print a row and add it to the results file."""
+    print(json.dumps(row), flush=True)
+    results.parent.mkdir(exist_ok=True)
+    with results.open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
 def finished(results: Path) -> pd.DataFrame:
     """Return the rows of the results file."""
     return pd.read_json(results, lines=True) if results.exists() else pd.DataFrame()
@@ -191,13 +246,25 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=list(LABELLED), choices=list(LABELLED))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--tools", nargs="+", default=list(TOOLS), choices=TOOLS)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, help="file of the rows; the one in benchmarks/results by default")
+    parser.add_argument("--coverage", action="store_true", help="measure the coverage of intervals instead")
     parser.add_argument("--table", action="store_true", help="print the table of the finished runs and stop")
     parser.add_argument("--smoke", action="store_true", help="run on tiny synthetic data, without scvi-tools")
     arguments = parser.parse_args()
     if arguments.smoke:
         tools = [tool for tool in arguments.tools if tool != "scvi-tools"]
         print(table(pd.DataFrame([run(tool, "synthetic", 0, True) for tool in tools])))
+        print(coverage_table(pd.DataFrame([coverage("synthetic", 0, True)])))
+        return
+    arguments.results = arguments.results or (COVERAGE_RESULTS if arguments.coverage else RESULTS)
+    if arguments.coverage:
+        for seed in arguments.seeds:
+            for name in SIMULATED:
+                rows = finished(arguments.results)
+                if arguments.table or (len(rows) and (rows[["simulated", "seed"]] == (name, seed)).all(axis=1).any()):
+                    continue
+                append(coverage(name, seed, False), arguments.results)
+        print(coverage_table(finished(arguments.results)))
         return
     if not arguments.table:
         for seed in arguments.seeds:
@@ -209,10 +276,7 @@ def main() -> None:
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")
                         row = run(*wanted, False)
-                    print(json.dumps(row), flush=True)
-                    arguments.results.parent.mkdir(exist_ok=True)
-                    with arguments.results.open("a") as stream:
-                        stream.write(json.dumps(row) + "\n")
+                    append(row, arguments.results)
     print(table(finished(arguments.results)))
 
 

@@ -26,10 +26,10 @@ def main():
     model.train(enable_progress_bar=False)
 
     control = (adata.obs["condition"] == "ctrl").to_numpy()
-    predicted = model.counterfactual({"condition": "stim"}, indices=control, key_added=None)
+    predicted = model.counterfactual({"condition": "stim"}, indices=control, shift_within="cell_type", key_added=None)
     print(predicted)
     effect = model.counterfactual_effect(
-        {"condition": "ctrl"}, {"condition": "stim"}, indices=control, groupby="cell_type"
+        {"condition": "ctrl"}, {"condition": "stim"}, indices=control, groupby="cell_type", shift_within="cell_type"
     )
     print(effect)
     print(effect.to_frame().groupby("group").head(3).to_string())

@@ -118,7 +118,7 @@ def expression_interval(
     depth: float | Literal["latent"],
     calibration: IntervalCalibration,
     level: float,
-    shift: Float[np.ndarray, "cells latent"] | None = None,
+    shift: Float[np.ndarray, "cells state"] | None = None,
 ) -> tuple[Float[np.ndarray, "cells chosen"], Float[np.ndarray, "cells chosen"], Float[np.ndarray, "cells chosen"]]:
     """Return lower end, median and upper end of the interval of each cell's expression.
 
@@ -241,7 +241,7 @@ def _log_expression(
     cells: Cells,
     targets: Targets,
     columns: Tensor | None,
-    shift: Float[np.ndarray, "cells latent"] | None = None,
+    shift: Float[np.ndarray, "cells state"] | None = None,
 ) -> Iterator[tuple[slice, Minibatch, Float[Tensor, "cells chosen"], Float[Tensor, "cells chosen"]]]:
     r"""Yield log expression at the mean of the posterior, and its standard deviation under the posterior.
 

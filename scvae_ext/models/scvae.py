@@ -36,8 +36,6 @@ from scvae_ext.models.counterfactual import (
     effect_of_settings,
     groups_of_cells,
     overlap_with,
-    read_setting,
-    state_shift,
 )
 from scvae_ext.models.differential_expression import (
     ChangeOptions,
@@ -68,6 +66,8 @@ from scvae_ext.models.query import (
     select_options,
 )
 from scvae_ext.models.results import weights_hash, write_gene_pairs, write_gene_result
+from scvae_ext.models.settings import read_setting
+from scvae_ext.models.state_shift import GroupedStates, grouped_states, state_shift
 from scvae_ext.models.uncertainty import cell_uncertainty
 from scvae_ext.modules import VAE, DecoderKind, LatentDistribution, PriorKind, Trainable, trainable_bound
 from scvae_ext.nn import BatchRepresentation, DispersionKind, Normalisation, ZeroInflationKind
@@ -691,10 +691,11 @@ class SCVAE(BaseModel):
             Share of true values that intervals of expression are to hold, as :meth:`calibrate_intervals` finds it: the
             first call after a training trains a second model.
         shift_within
-            Column of the model's ``adata.obs`` with groups of comparable cells, cell types for example. States are then
-            moved by the mean difference between those under the setting and those under the cell's own, averaged over
-            the groups that have both: what the state knows of the setting is carried over as well (latent arithmetic,
-            as in Lotfollahi et al., Nature Methods 16, 715, 2019). Intervals do not hold the error of that shift.
+            Column of ``adata.obs`` with groups of comparable cells, cell types for example. States are then moved by
+            the mean difference between those of a group under the setting and those under the cell's own: what the
+            state knows of the setting is carried over as well (latent arithmetic, as in Lotfollahi et al., Nature
+            Methods 16, 715, 2019). Cells of a group that was not seen under both get an average over the groups that
+            were, in which those with like states weigh most. Intervals do not hold the error of that shift.
         n_samples, seed
             Number of draws of the counts, and their seed.
         key_added
@@ -734,11 +735,12 @@ class SCVAE(BaseModel):
             calibration = measured_calibration(self.module, replicate, setting.targets)
             shift = None
             if shift_within is not None:
-                groups = groups_of_cells(self.adata, shift_within, own, "shift_within")[1]
-                shift = state_shift(self.module, own, groups, setting, cells, shift_within)
+                known, asked = self._comparable(own, adata, cells, shift_within)
+                shift = state_shift(known, setting, asked, cells.positions)
             ends = expression_interval(self.module, cells, setting.targets, genes, depth, calibration, level, shift)
             counts = abducted_counts(self.module, cells, setting, genes, n_samples, seed, shift)
-            overlap = overlap_with(self.module, own, [setting], cells, seed)[0]
+            shifts = None if shift is None else [shift]
+            overlap = overlap_with(self.module, own, [setting], cells, seed, shifts)[0]
         names = self._gene_names(genes)
         record = {"set": dict(set), "level": level, "library_size": depth, "shift_within": shift_within}
         self._write_ends(adata, key_added, ends, names, cells, write_subset, record)
@@ -758,6 +760,7 @@ class SCVAE(BaseModel):
         gene_list: GeneSelection | None = None,
         *,
         level: float = 0.9,
+        shift_within: str | None = None,
         n_samples: int = 10,
         batch_size: int | None = None,
         seed: int = 0,
@@ -784,6 +787,8 @@ class SCVAE(BaseModel):
             Genes, in this order; all where ``None``.
         level
             Share of true effects that intervals are to hold.
+        shift_within
+            As for :meth:`counterfactual`; here intervals hold the error of the shift as well.
         n_samples, seed
             Samples of the posterior, and their seed.
 
@@ -810,10 +815,25 @@ class SCVAE(BaseModel):
         groups, group_of_cell = groups_of_cells(adata, groupby, cells)
         replicate, own = self._refitted(), self._cells(None, None, None, False)[1]
         with inference.evaluating(self.module):
+            known = shifts = None
+            if shift_within is not None:
+                known, asked = self._comparable(own, adata, cells, shift_within)
+                shifts = [state_shift(known, setting, asked, cells.positions) for setting in settings]
             means, lfc, half_width = effect_of_settings(
-                self.module, cells, settings, group_of_cell, len(groups), replicate, level, n_samples, seed, is_own
+                self.module,
+                cells,
+                settings,
+                group_of_cell,
+                len(groups),
+                replicate,
+                level,
+                n_samples,
+                seed,
+                is_own,
+                known=known,
+                shifts=shifts,
             )
-            overlaps = overlap_with(self.module, own, settings, cells, seed)
+            overlaps = overlap_with(self.module, own, settings, cells, seed, shifts)
         chosen = slice(None) if genes is None else genes
         return CounterfactualEffect(
             control=dict(control),
@@ -830,6 +850,13 @@ class SCVAE(BaseModel):
             group_of_cell=groups.to_numpy()[group_of_cell],
             var_names=pd.Index(self._gene_names(genes)),
         )
+
+    def _comparable(
+        self, own: inference.Cells, adata: AnnData, cells: inference.Cells, shift_within: str
+    ) -> tuple[GroupedStates, GroupedStates]:
+        """Return the model's own cells, and all of another source, by groups of comparable ones."""
+        known = grouped_states(self.module, own, self.adata, shift_within)
+        return known, known if adata is self.adata else grouped_states(self.module, cells, adata, shift_within)
 
     def get_elbo(
         self,

@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,8 +11,11 @@ from sklearn.metrics import roc_auc_score
 import scvae_ext as sv
 from scvae_ext.analysis import CounterfactualEffect, setting_overlap
 from scvae_ext.analysis.counterfactual import _auc
+from scvae_ext.data import align, read_registry
 from scvae_ext.distributions import NegativeBinomial, Poisson, ZeroInflated
 from scvae_ext.models.counterfactual import _abducted_noise
+from scvae_ext.models.settings import read_setting
+from scvae_ext.models.state_shift import GroupedStates, state_shift
 
 SETTINGS = {"control": {"batch": "batch_0"}, "treated": {"batch": "batch_1"}}
 
@@ -66,10 +72,11 @@ def test_intervals_of_counterfactual_expression_hold_the_known_intervention(rand
     assert inside[switched].mean() == pytest.approx(level, abs=0.05)
 
 
+@pytest.mark.parametrize("shift_within", [None, "cell_type"])
 @pytest.mark.parametrize("level", [0.8, 0.9, 0.95])
-def test_intervals_of_effects_hold_the_known_intervention(randomised, level):
+def test_intervals_of_effects_hold_the_known_intervention(randomised, level, shift_within):
     model, (control, treated) = randomised
-    found = model.counterfactual_effect(**SETTINGS, groupby="cell_type", level=level)
+    found = model.counterfactual_effect(**SETTINGS, groupby="cell_type", level=level, shift_within=shift_within)
     group = model.adata.obs["cell_type"].astype(str).to_numpy()
     truth = [np.log2(treated[group == name].mean(0) / control[group == name].mean(0)) for name in found.groups]
     # Errors of a gene are shared by the groups: 100 independent ones.
@@ -256,26 +263,90 @@ def test_effects_of_settings_that_do_not_compare(with_covariates):
         with_covariates.counterfactual_effect({"site": "north"}, {"site": "south"}, groupby="type")
 
 
-def test_states_are_moved_by_the_mean_difference_within_groups(randomised):
+def test_states_are_moved_by_what_their_own_group_knows_of_the_setting(randomised):
     model, _ = randomised
     adata = model.adata
-    cells = np.array([7, 300])
     adata.obs["half"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 2, "odd", "even"))
     latent = model.get_latent_representation(key_added=None)
     batch, half = adata.obs["batch"].to_numpy(), adata.obs["half"].to_numpy()
-    own, to = batch[cells], "batch_1"
-    shift = np.mean(
-        [
-            latent[(half == name) & (batch == to)].mean(0) - latent[(half == name) & (batch == "batch_0")].mean(0)
-            for name in ("odd", "even")
-        ],
-        axis=0,
-    )
-    moved = torch.from_numpy((latent[cells] + shift * (own != to)[:, None]).astype(np.float32))
+    cells = np.array([np.flatnonzero((batch == "batch_0") & (half == name))[0] for name in ("odd", "even")])
+    difference = [
+        latent[(half == name) & (batch == "batch_1")].mean(0) - latent[(half == name) & (batch == "batch_0")].mean(0)
+        for name in ("odd", "even")
+    ]
+    moved = torch.from_numpy((latent[cells] + np.stack(difference)).astype(np.float32))
     with torch.no_grad():
         hidden = model.module.decoder(moved, torch.tensor([[0.0, 1.0]]).expand(2, 2))
         expected = model.module.likelihood.expression(hidden).numpy()
-    found = model.counterfactual({"batch": to}, indices=cells, shift_within="half", key_added=None)
+    found = model.counterfactual({"batch": "batch_1"}, indices=cells, shift_within="half", key_added=None)
+    np.testing.assert_allclose(found.median, expected, rtol=1e-3)
+    # Where they were observed, states stay.
+    seen = model.counterfactual({"batch": "batch_0"}, indices=cells, shift_within="half", key_added=None)
+    plain = model.counterfactual({"batch": "batch_0"}, indices=cells, key_added=None)
+    np.testing.assert_allclose(seen.median, plain.median, rtol=1e-5)
+
+
+def _grouped(states, groups, treated):
+    """Cells with known states, of which only the batch matters."""
+    n = len(states)
+    adata = ad.AnnData(np.ones((n, 2), dtype=np.float32), obs={"batch": pd.Categorical(np.where(treated, "b", "a"))})
+    sv.SCVAE.setup_anndata(adata, batch_key="batch")
+    registry = read_registry(adata)
+    setting = read_setting("set", {"batch": "b"}, registry)
+    return GroupedStates(align(adata, registry), np.asarray(states, dtype=np.float32), np.asarray(groups), "t"), setting
+
+
+def test_a_group_never_seen_in_the_setting_is_moved_as_those_like_it():
+    rng = np.random.default_rng(0)
+    centres, shifts = {"x": [0, 0], "y": [8, 0], "z": [0, 6]}, {"x": [1, 0], "y": [0, 2]}
+    states, groups, treated = [], [], []
+    for name, centre in centres.items():
+        for is_treated in (False, True) if name in shifts else (False,):
+            cells = rng.normal(size=(500, 2))
+            # Means are exact, so that the average has a closed form; one latent dimension varies twice as much.
+            cells = (cells - cells.mean(0)) / cells.std(0) * [1.0, 2.0] + centre
+            states.append(cells + np.array(shifts.get(name, [0, 0])) * is_treated)
+            groups += [name] * 500
+            treated += [is_treated] * 500
+    own, setting = _grouped(np.concatenate(states), groups, treated)
+    shift = state_shift(own, setting, own, np.array([0, 500, 1000, 1500, 2000]))
+    # Squared distances of z, in standard deviations: 3^2 to x, and 8^2 + 3^2 to y.
+    weights = np.array([1 / 9, 1 / 73])
+    expected = weights @ np.array([[1, 0], [0, 2]]) / weights.sum()
+    np.testing.assert_allclose(shift, [[1, 0], [0, 0], [0, 2], [0, 0], expected], atol=1e-4)
+
+
+def test_groups_with_few_cells_or_none_at_all_say_nothing_of_a_shift():
+    rng = np.random.default_rng(1)
+    treated = np.arange(60) % 2 == 1
+    groups = np.array(["x"] * 40 + ["y"] * 10 + [""] * 10)
+    states = rng.normal(size=(60, 3)) + treated[:, None] * np.where(groups == "x", 1, 50)[:, None]
+    own, setting = _grouped(states, groups, treated)
+    shift = state_shift(own, setting, own, np.array([0, 42, 52]))
+    expected = states[:40][treated[:40]].mean(0) - states[:40][~treated[:40]].mean(0)
+    np.testing.assert_allclose(shift, np.tile(expected, (3, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"residual_rank": 2}, {"latent_distribution": "ln"}])
+def test_shifts_of_states_that_are_not_the_latent_space(options):
+    adata, _ = _known(confounded=True)
+    adata = adata[:300].copy()
+    sv.SCVAE.setup_anndata(adata, batch_key="batch")
+    model = sv.SCVAE(adata, n_latent=3, **options)
+    model.train(max_steps=60, accelerator="cpu", enable_progress_bar=False)
+    model.calibrate_intervals(train_options={"accelerator": "cpu", "max_steps": 2})
+    cells = (adata.obs["batch"] == "batch_0").to_numpy()
+    adata.obs["one"] = "all"
+    found = model.counterfactual({"batch": "batch_1"}, indices=cells, shift_within="one", key_added=None)
+    with torch.no_grad():
+        minibatch = next(align(adata, model.registry).minibatches(np.arange(adata.n_obs), adata.n_obs))
+        states = model.module.encode(minibatch).qz.loc
+        moved = states[cells] + states[~cells].mean(0) - states[cells].mean(0)
+        there = replace(minibatch, batch=torch.ones_like(minibatch.batch))
+        everywhere = torch.zeros_like(states)
+        everywhere[cells] = moved
+        hidden = model.module.decode_hidden(everywhere, there)
+        expected = model.module.likelihood.expression(hidden)[cells].numpy()
     np.testing.assert_allclose(found.median, expected, rtol=1e-3)
 
 
