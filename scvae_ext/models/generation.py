@@ -16,9 +16,9 @@ from scvae_ext.analysis import LibrarySizes, fit_library_sizes
 from scvae_ext.data import Registry
 from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
-from scvae_ext.models.counterfactual import Setting
 from scvae_ext.models.inference import Cells, draw_latent
 from scvae_ext.models.intervals import ATTEMPTS
+from scvae_ext.models.settings import Setting
 from scvae_ext.modules import VAE
 
 __all__ = ["Depth", "Drawn", "SourceOfStates", "as_anndata", "draw_cells", "fitted_depth"]
