@@ -96,7 +96,8 @@ class PosteriorCollapse:
         if self.n_active == n_latent:
             return f"No posterior collapse: all {n_latent} latent dimensions are active."
         unused = ", ".join(map(str, np.flatnonzero(~self.is_active)))
-        return f"Unused dimensions: {self.n_active} of {n_latent} latent dimensions are active, {unused} not."
+        active = f"{self.n_active} of {n_latent} latent dimensions are active"
+        return f"Unused dimensions: {active}; not those numbered {unused}."
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each latent dimension, numbered as the columns of ``obsm["X_scvae"]``."""

@@ -212,7 +212,7 @@ def test_the_rate_of_the_standard_prior_has_no_error(trained):
 
 def test_unused_dimensions_are_named(encoded):
     found = encoded(np.arange(8), [0.1])
-    assert found.verdict == "Unused dimensions: 1 of 2 latent dimensions are active, 1 not."
+    assert found.verdict == "Unused dimensions: 1 of 2 latent dimensions are active; not those numbered 1."
 
 
 def test_cells_and_seeds(trained):
