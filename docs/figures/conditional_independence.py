@@ -97,7 +97,7 @@ def simulated():
 
 def pbmc3k():
     pbmc = variable_genes(ad.read_h5ad(DATA / "pbmc3k.h5ad"), 1000)
-    result = compare("pbmc3k", pbmc, [2, 5, 10, 20], [0, 5])
+    result = compare("pbmc3k", pbmc, [2, 10], [0, 5])
     found = result.dependence[10, 0]
     print(found, found.to_frame("pairs").head(12), found.modules, sep="\n")
     sv.pl.conditional_independence(found)[0].figure.savefig(STATIC / "conditional_independence.png", dpi=110)

@@ -107,5 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--compare-likelihoods", action="store_true", help="also train a model for each likelihood and compare them"
     )
+    report.add_argument(
+        "--compare-autoencoder", action="store_true", help="also train the model again beside an autoencoder"
+    )
     report.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
     return parser

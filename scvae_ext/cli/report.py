@@ -32,7 +32,8 @@ def report(options: argparse.Namespace) -> None:
         raise UserError(f"--out {options.out} does not end in .html.")
     check_writable(options.out, overwrite=options.overwrite)
     model = _demo_model(options.seed) if options.model is None else _saved_model(options)
-    names = [section.name for section in SECTIONS if options.compare_likelihoods or not section.trains]
+    # The options have the names of the sections that train.
+    names = [section.name for section in SECTIONS if not section.trains or getattr(options, section.name)]
     write_report(model, options.out, sections=names, overwrite=options.overwrite, seed=options.seed)
     print(f"wrote {options.out} after {time.perf_counter() - started:.0f} s")
 

@@ -1,5 +1,6 @@
 """Whether a trained model can be believed: each question has a function, a typed result and a plot in ``pl``."""
 
+from scvae_ext.diagnostics.compare_autoencoder import AutoencoderComparison, Measured, compare_autoencoder
 from scvae_ext.diagnostics.compare_latent_dimensions import LatentDimensionComparison, compare_latent_dimensions
 from scvae_ext.diagnostics.compare_likelihoods import LikelihoodComparison, compare_likelihoods
 from scvae_ext.diagnostics.conditional_independence import ConditionalIndependence, conditional_independence
@@ -13,17 +14,20 @@ from scvae_ext.diagnostics.two_sample_test import TwoSampleTest, two_sample_test
 from scvae_ext.diagnostics.zero_inflation import ZeroInflation, zero_inflation
 
 __all__ = [
+    "AutoencoderComparison",
     "ConditionalIndependence",
     "Evidence",
     "GradientEstimate",
     "GradientEstimators",
     "LatentDimensionComparison",
     "LikelihoodComparison",
+    "Measured",
     "PosteriorCollapse",
     "PosteriorPredictiveCheck",
     "Replicated",
     "TwoSampleTest",
     "ZeroInflation",
+    "compare_autoencoder",
     "compare_latent_dimensions",
     "compare_likelihoods",
     "conditional_independence",

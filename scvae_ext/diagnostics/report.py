@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from scvae_ext import pl
+from scvae_ext.diagnostics.compare_autoencoder import compare_autoencoder
 from scvae_ext.diagnostics.compare_likelihoods import compare_likelihoods
 from scvae_ext.diagnostics.conditional_independence import conditional_independence
 from scvae_ext.diagnostics.evidence import evidence
@@ -47,6 +48,10 @@ def _compare_likelihoods(model: SCVAE, seed: int) -> Any:
     own = ("gene_likelihood", "zero_inflation", "zero_inflation_prior")
     others = {name: value for name, value in model._options.items() if name not in own}
     return compare_likelihoods(model.adata, model_options=others, enable_progress_bar=False, seed=seed)
+
+
+def _compare_autoencoder(model: SCVAE, seed: int) -> Any:
+    return compare_autoencoder(model.adata, model_options=model._options, enable_progress_bar=False, seed=seed)
 
 
 SECTIONS = (
@@ -100,6 +105,14 @@ SECTIONS = (
         pl.compare_likelihoods,
         trains=True,
     ),
+    _Section(
+        "compare_autoencoder",
+        "Deterministic or probabilistic?",
+        "What does the model do better than an autoencoder with the same networks, and what worse?",
+        _compare_autoencoder,
+        pl.compare_autoencoder,
+        trains=True,
+    ),
 )
 
 
@@ -126,7 +139,8 @@ def report(
         File to write, ``.html``.
     sections
         Names of the functions of ``diagnostics`` to include; all that need no further training by default. Add
-        ``"compare_likelihoods"``, which trains a model for each likelihood.
+        ``"compare_likelihoods"``, which trains models with each likelihood, or ``"compare_autoencoder"``, which trains
+        the model again beside an autoencoder.
     title
         Heading of the page.
     overwrite
@@ -232,7 +246,11 @@ def _picture(axes: Axes | Sequence[Axes], description: str) -> str:
     figure.savefig(stream, format="png", dpi=130)
     plt.close(figure)
     data = base64.b64encode(stream.getvalue()).decode("ascii")
-    return f'<figure><img alt="{html.escape(description)}" src="data:image/png;base64,{data}"></figure>'
+    # The style sheet keeps pictures legible on a phone by what they measure on paper.
+    return (
+        f'<figure><img alt="{html.escape(description)}" style="--inches: {figure.get_figwidth():g}" '
+        f'src="data:image/png;base64,{data}"></figure>'
+    )
 
 
 def _table(frame: pd.DataFrame) -> str:

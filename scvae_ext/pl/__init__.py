@@ -1,6 +1,7 @@
 """Plots: one function for each question a person asks of a model."""
 
 from scvae_ext.pl.abundance import differential_abundance
+from scvae_ext.pl.compare_autoencoder import compare_autoencoder
 from scvae_ext.pl.compare_latent_dimensions import compare_latent_dimensions
 from scvae_ext.pl.compare_likelihoods import compare_likelihoods
 from scvae_ext.pl.conditional_independence import conditional_independence
@@ -18,6 +19,7 @@ from scvae_ext.pl.volcano import volcano
 from scvae_ext.pl.zero_inflation import zero_inflation
 
 __all__ = [
+    "compare_autoencoder",
     "compare_latent_dimensions",
     "compare_likelihoods",
     "conditional_independence",

@@ -1,3 +1,4 @@
+import importlib
 import re
 
 import pytest
@@ -33,6 +34,18 @@ def test_report_of_a_model_that_fit_saved(saved, tmp_path, capsys):
     assert "200 cells, 30 genes" in page
     assert 'id="evidence"' in page
     assert 'id="compare_likelihoods"' not in page
+
+
+@pytest.mark.parametrize("trains", ["compare_likelihoods", "compare_autoencoder"])
+def test_sections_that_train_are_there_when_asked_for(saved, tmp_path, monkeypatch, trains):
+    sections = []
+    # The module has the name of its function.
+    module = importlib.import_module("scvae_ext.cli.report")
+    monkeypatch.setattr(module, "write_report", lambda *_, **options: sections.extend(options["sections"]))
+    words = ["report", str(saved / "model"), str(saved / "counts.h5ad"), "--out", str(tmp_path / "report.html")]
+    assert main([*words, f"--{trains.replace('_', '-')}"]) == 0
+    assert {name for name in sections if name.startswith("compare")} == {trains}
+    assert "evidence" in sections
 
 
 def test_outputs_are_checked_before_anything_is_read(tmp_path, capsys):
