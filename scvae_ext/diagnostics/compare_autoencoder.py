@@ -92,12 +92,11 @@ class Measured:
         vae, autoencoder, reference
             Values of each, and what they are to be read against.
         """
-        values = [
-            number
+        of_vae, of_autoencoder, of_difference = (
+            (float(of_units.mean()), float(of_units.std(ddof=1) / math.sqrt(len(of_units))))
             for of_units in (vae, autoencoder, vae - autoencoder)
-            for number in (float(of_units.mean()), float(of_units.std(ddof=1) / math.sqrt(len(of_units))))
-        ]
-        return cls(*values, reference=reference)
+        )
+        return cls(*of_vae, *of_autoencoder, *of_difference, reference)
 
     @classmethod
     def independent(
@@ -182,11 +181,8 @@ class AutoencoderComparison:
         won: dict[Contestant | None, list[str]] = {"vae": [], "autoencoder": [], None: []}
         for name in self.measures:
             won[self.winner(name)].append(MEASURES[name].words)
-        parts = [
-            f"the {words} is better in {', '.join(won[model])}"
-            for model, words in (("vae", "VAE"), ("autoencoder", "autoencoder"))
-            if won[model]
-        ]
+        words: dict[Contestant, str] = {"vae": "VAE", "autoencoder": "autoencoder"}
+        parts = [f"the {words[model]} is better in {', '.join(won[model])}" for model in words if won[model]]
         if won[None]:
             parts.append(f"no difference beyond two standard errors in {', '.join(won[None])}")
         sentence = "; ".join(parts)
@@ -221,7 +217,7 @@ class AutoencoderComparison:
             f"cells from other real cells {generated.reference:.3f} ± {generated.reference_error:.3f}. 0.5 is chance, "
             "1 is always."
         )
-        vae, autoencoder = (self.coverage.loc[0.9, name] for name in ("vae", "autoencoder"))
+        vae, autoencoder = (float(self.coverage[name].loc[0.9]) for name in ("vae", "autoencoder"))
         lines.append(
             f"90% predictive intervals of the VAE hold {vae:.1%} ± {self.coverage_error['vae']:.1%} of held-out counts."
             " The autoencoder states no uncertainty; if its predictions had the noise of a Poisson count, it would be "
@@ -478,7 +474,8 @@ def _mean_cell(model: SCVAE, positions: Int[np.ndarray, "chosen"]) -> Float[np.n
     total = np.full(model.registry.n_genes, 0.5)
     for _, minibatch in minibatches_of(model, positions):
         total += minibatch.counts.dense().sum(0, dtype=torch.float64).cpu().numpy()
-    return total / total.sum()
+    share: np.ndarray = total / total.sum()
+    return share
 
 
 def _squared_errors(
@@ -505,12 +502,11 @@ def _smoothness(lines: Mapping[str, LineMeasures]) -> dict[str, Measured]:
             stacklevel=4,
         )
         return {}
+    vae, autoencoder = lines["vae"], lines["autoencoder"]
     return {
-        name: Measured.paired(
-            *(np.asarray(getattr(lines[model], name), dtype=float)[kept] for model in ("vae", "autoencoder")),
-            reference=reference,
-        )
-        for name, reference in (("detour", 1.0), ("largest_step", 1.0), ("gap", math.nan))
+        "detour": Measured.paired(vae.detour[kept], autoencoder.detour[kept], reference=1.0),
+        "largest_step": Measured.paired(vae.largest_step[kept], autoencoder.largest_step[kept], reference=1.0),
+        "gap": Measured.paired(vae.gap[kept], autoencoder.gap[kept]),
     }
 
 

@@ -119,15 +119,22 @@ def _draw_made(panel: Axes, result: _AutoencoderComparison) -> None:
     }
     for name, label in labels.items():
         size = 26 if name == "real" else 9
-        panel.scatter(*result.made[name].T, s=size, color=_COLORS[name], alpha=0.7, linewidth=0, label=label)
+        panel.scatter(
+            result.made[name][:, 0],
+            result.made[name][:, 1],
+            s=size,
+            color=_COLORS[name],
+            alpha=0.7,
+            linewidth=0,
+            label=label,
+        )
     # A few cells far off would leave no room for the others.
-    limits = [np.quantile(np.concatenate([result.made[n][:, axis] for n in labels]), [0.005, 0.995]) for axis in (0, 1)]
-    for limit, scale in zip(limits, (panel.set_xlim, panel.set_ylim), strict=True):
-        scale(*(limit + 0.08 * np.ptp(limit) * np.array([-1, 1])))
-    panel.set(title="Generated cells", xlabel="First component", ylabel="Second component", xticks=[], yticks=[])
+    made = np.concatenate([result.made[name] for name in labels])
+    low, high = np.quantile(made, [0.005, 0.995], axis=0)
+    low, high = low - 0.08 * (high - low), high + 0.08 * (high - low)
     # Room for the legend above the cells.
-    low, high = panel.get_ylim()
-    panel.set_ylim(low, high + 0.5 * (high - low))
+    panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1] + 0.5 * (high[1] - low[1])))
+    panel.set(title="Generated cells", xlabel="First component", ylabel="Second component", xticks=[], yticks=[])
     panel.legend(frameon=False, fontsize=8, handletextpad=0.1, loc="upper left")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.stats import norm
 
 __all__ = ["conditional_independence"]
@@ -134,6 +135,10 @@ def _draw_eigenvalues(panel: Axes, result: _ConditionalIndependence) -> None:
         ylabel="Number",
         title=f"Modules: {result.n_modules} eigenvalues above chance",
     )
+    # Eigenvalues often span less than a decade, which would have a single label.
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_ylim(top=8 * panel.get_ylim()[1])
     panel.legend(frameon=False, fontsize=8.5, loc="upper right")
 

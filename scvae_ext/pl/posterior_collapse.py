@@ -60,7 +60,7 @@ def posterior_collapse(result: _PosteriorCollapse, *, save: str | PathLike[str] 
         width_ratios=(1.7, 1),
         layout="constrained",
     )
-    figure.suptitle(result.verdict.split(",")[0].rstrip("."), fontsize=11)
+    figure.suptitle(result.verdict.replace(";", ",").split(",")[0].rstrip("."), fontsize=11)
     _draw_dimensions(left, frame, result.threshold)
     _draw_rate(right, result)
     for panel in (left, right):

@@ -27,7 +27,7 @@ def test_the_standard_error_is_the_spread_over_samples():
 def test_real_cells_are_not_told_from_real_ones():
     # Each cell has a twin in the other sample, as cells of the same library size have.
     found = []
-    for seed in range(6):
+    for seed in range(4):
         rng = np.random.default_rng(seed)
         size = rng.normal(size=(60, 1))
         samples = [np.hstack([size, rng.normal(size=(60, 3))]) for _ in range(2)]
@@ -48,7 +48,7 @@ def test_a_shift_is_found_as_far_as_it_can_be():
 
 def test_features_of_a_cell():
     rng = np.random.default_rng(2)
-    plane = rng.normal(size=(50, 2)) @ rng.normal(size=(2, 30))
+    plane = rng.normal(size=(50, 20)) @ rng.normal(size=(20, 30))
     features = CellFeatures.fit(plane, 0)
     on_plane = features.of(plane)
     np.testing.assert_allclose(on_plane[:, -2], 0, atol=1e-6)
