@@ -1,6 +1,7 @@
 """Whether a trained model can be believed: each question has a function, a typed result and a plot in ``pl``."""
 
-from scvae_ext.diagnostics.compare_autoencoder import AutoencoderComparison, Measured, compare_autoencoder
+from scvae_ext.diagnostics.autoencoder_comparison import AutoencoderComparison, Measured
+from scvae_ext.diagnostics.compare_autoencoder import compare_autoencoder
 from scvae_ext.diagnostics.compare_latent_dimensions import LatentDimensionComparison, compare_latent_dimensions
 from scvae_ext.diagnostics.compare_likelihoods import LikelihoodComparison, compare_likelihoods
 from scvae_ext.diagnostics.conditional_independence import ConditionalIndependence, conditional_independence

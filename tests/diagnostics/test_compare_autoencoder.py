@@ -1,4 +1,3 @@
-import importlib
 import math
 
 import numpy as np
@@ -9,9 +8,10 @@ from anndata import AnnData
 
 from scvae_ext import SCVAE, Autoencoder, datasets
 from scvae_ext.diagnostics import AutoencoderComparison, Measured, compare_autoencoder
+from scvae_ext.diagnostics._autoencoder_questions import choose_cells, judge
 from scvae_ext.diagnostics._other_half import LEVELS
+from scvae_ext.diagnostics.autoencoder_comparison import MEASURES
 
-own = importlib.import_module("scvae_ext.diagnostics.compare_autoencoder")
 TRAINING = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
@@ -28,7 +28,7 @@ def make(**measures):
     )
 
 
-ALL = dict.fromkeys(own.MEASURES, (0.0, 0.1))
+ALL = dict.fromkeys(MEASURES, (0.0, 0.1))
 
 
 def test_paired_differences_have_the_standard_error_of_differences():
@@ -58,7 +58,7 @@ def test_paired_differences_have_the_standard_error_of_differences():
 def test_the_rule_of_the_verdict(name, difference, winner):
     found = make(**ALL | {name: difference})
     assert found.winner(name) == winner
-    words = own.MEASURES[name].words
+    words = MEASURES[name].words
     if winner is None:
         assert found.verdict.startswith("No difference beyond two standard errors in ")
     else:
@@ -110,7 +110,7 @@ def test_both_are_trained_alike_on_cells_that_are_not_judged(result):
 
 def test_measures_are_those_of_the_models(result):
     frame = result.to_frame()
-    assert list(frame.index) == list(own.MEASURES)
+    assert list(frame.index) == list(MEASURES)
     assert np.isfinite(frame.drop(columns=["reference", "reference_error", "winner"]).to_numpy(dtype=float)).all()
     assert frame.loc["held_out_error", "autoencoder"] == pytest.approx(
         result.autoencoder.get_reconstruction_error(indices=result.autoencoder.test_indices), rel=1e-5
@@ -131,11 +131,11 @@ def test_a_broken_generator_is_caught(result):
         module.linear.bias for module in result.vae.module.likelihood.modules() if hasattr(module, "residual_loadings")
     )
     kept = bias.detach().clone()
-    cells = own._choose_cells(result.vae, 1000, 0)
+    cells = choose_cells(result.vae, 1000, 0)
     try:
         with torch.no_grad():
             bias.copy_(kept.flip(0))
-        broken = own._judge(result.vae, result.autoencoder, cells, 5, 0)
+        broken = judge(result.vae, result.autoencoder, cells, 5, 0)
     finally:
         with torch.no_grad():
             bias.copy_(kept)
@@ -147,7 +147,7 @@ def test_a_broken_generator_is_caught(result):
 
 
 def test_a_model_that_decodes_all_cells_alike_has_no_lines(result):
-    cells = own._choose_cells(result.vae, 1000, 0)
+    cells = choose_cells(result.vae, 1000, 0)
     decoder = result.vae.module.decoder
     kept = {name: value.clone() for name, value in decoder.state_dict().items()}
     try:
@@ -155,7 +155,7 @@ def test_a_model_that_decodes_all_cells_alike_has_no_lines(result):
             for parameter in decoder.parameters():
                 parameter.zero_()
         with pytest.warns(UserWarning, match="decoded alike .vae.*smoothness was not measured"):
-            found = own._judge(result.vae, result.autoencoder, cells, 5, 0)
+            found = judge(result.vae, result.autoencoder, cells, 5, 0)
     finally:
         decoder.load_state_dict(kept)
     assert "detour" not in found.measures
@@ -169,7 +169,7 @@ def test_cells_are_matched_by_library_size_and_paired_within_batches():
     SCVAE.setup_anndata(adata, batch_key="batch")
     model = SCVAE(adata)
     model.train_indices, model.test_indices = np.arange(300), np.arange(300, 400)
-    cells = own._choose_cells(model, 1000, 0)
+    cells = choose_cells(model, 1000, 0)
     assert len(np.unique(cells.like_them)) == len(cells.held_out) == 100
     assert not set(cells.like_them) & set(cells.others)
     assert set(cells.like_them) | set(cells.others) == set(range(300))
@@ -178,7 +178,7 @@ def test_cells_are_matched_by_library_size_and_paired_within_batches():
     batch = adata.obs["batch"].to_numpy()
     assert (batch[cells.pairs[:, 0]] == batch[cells.pairs[:, 1]]).all()
     assert len(np.unique(cells.pairs)) == cells.pairs.size >= 98
-    assert len(own._choose_cells(model, 60, 0).held_out) == 60
+    assert len(choose_cells(model, 60, 0).held_out) == 60
 
 
 @pytest.mark.parametrize(
