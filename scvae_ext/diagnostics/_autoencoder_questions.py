@@ -20,7 +20,7 @@ from scvae_ext.diagnostics._judged_models import (
 )
 from scvae_ext.diagnostics._latent_lines import LineMeasures, measure_lines
 from scvae_ext.diagnostics._other_half import LEVELS, OtherHalf, predict_other_half
-from scvae_ext.diagnostics._two_samples import CellFeatures, told_apart
+from scvae_ext.diagnostics._paired_two_sample import CellFeatures, told_apart
 from scvae_ext.diagnostics.autoencoder_comparison import AutoencoderComparison, Contestant, Measured
 from scvae_ext.models import SCVAE, Autoencoder
 from scvae_ext.models.inference import evaluating

@@ -1,27 +1,7 @@
 import numpy as np
-import pytest
 from scipy.stats import norm
-from sklearn.metrics import roc_auc_score
 
-from scvae_ext.diagnostics._two_samples import CellFeatures, area_under_curve, told_apart
-
-
-def test_the_area_is_that_of_all_pairs():
-    rng = np.random.default_rng(0)
-    scores, is_made = rng.integers(0, 8, 60).astype(float), rng.random(60) < 0.4
-    area, _ = area_under_curve(scores, is_made)
-    higher = scores[is_made][:, None] - scores[~is_made]
-    assert area == pytest.approx(np.mean((higher > 0) + 0.5 * (higher == 0)))
-    assert area == pytest.approx(roc_auc_score(is_made, scores))
-
-
-def test_the_standard_error_is_the_spread_over_samples():
-    is_made = np.arange(120) < 60
-    found = np.array(
-        [area_under_curve(np.random.default_rng(seed).normal(is_made * 0.8, 1.0), is_made) for seed in range(400)]
-    )
-    assert found[:, 0].mean() == pytest.approx(norm.cdf(0.8 / np.sqrt(2)), abs=0.01)
-    assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.12)
+from scvae_ext.diagnostics._paired_two_sample import CellFeatures, told_apart
 
 
 def test_real_cells_are_not_told_from_real_ones():

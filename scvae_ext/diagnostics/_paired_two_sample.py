@@ -1,15 +1,17 @@
-"""Whether a classifier can tell made cells from real ones."""
+"""Whether a classifier can tell made cells from real ones, where each is made for one of them."""
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from jaxtyping import Bool, Float
-from scipy.stats import rankdata
+from jaxtyping import Float
 from sklearn.decomposition import PCA
 from sklearn.ensemble import ExtraTreesClassifier
 
-__all__ = ["CellFeatures", "area_under_curve", "told_apart"]
+from scvae_ext.diagnostics._two_sample import area_under_curve
+
+__all__ = ["CellFeatures", "told_apart"]
 
 N_FOLDS = 5
 N_TREES = 200
@@ -80,26 +82,5 @@ def told_apart(
         trees = ExtraTreesClassifier(N_TREES, min_samples_leaf=5, random_state=seed)
         trees.fit(features[fold != number], is_made[fold != number])
         scores[fold == number] = trees.predict_proba(features[fold == number])[:, 1]
-    return area_under_curve(scores, is_made)
-
-
-def area_under_curve(scores: Float[np.ndarray, "cells"], is_made: Bool[np.ndarray, "cells"]) -> tuple[float, float]:
-    """Return the area under the ROC curve and its standard error.
-
-    The area is the probability that a made cell scores higher than a real one, ties counted half. Source of the
-    standard error: DeLong, DeLong and Clarke-Pearson, Biometrics 44, 837 (1988).
-
-    Parameters
-    ----------
-    scores
-        The higher, the more a cell looks made.
-    is_made
-        Which cells are.
-    """
-    ranks = rankdata(scores)
-    made, real = scores[is_made], scores[~is_made]
-    # How many cells of the other kind each cell scores above, as a share.
-    of_made = (ranks[is_made] - rankdata(made)) / len(real)
-    of_real = 1 - (ranks[~is_made] - rankdata(real)) / len(made)
-    variance = of_made.var(ddof=1) / len(made) + of_real.var(ddof=1) / len(real)
-    return float(of_made.mean()), float(np.sqrt(variance))
+    area, variance = area_under_curve(scores, is_made)
+    return area, math.sqrt(variance)
