@@ -86,7 +86,7 @@ def largest_error(device: torch.device) -> float:
     results = []
     for where, kind in ((device, torch.float32), (torch.device("cpu"), torch.float64)):
         for family in ("nb", "zinb", "poisson"):
-            parameters = [value.to(where, kind).requires_grad_() for value in (mean, theta, logits)]
+            parameters = [value.to(where, kind, copy=True).requires_grad_() for value in (mean, theta, logits)]
             base = Poisson(parameters[0]) if family == "poisson" else NegativeBinomial(*parameters[:2])
             px = ZeroInflated(base, parameters[2]) if family == "zinb" else base
             log_prob = px.log_prob_sum(SparseCounts.from_dense(counts.to(where, kind)))
