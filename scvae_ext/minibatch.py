@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scvae_ext.kernels import cell_offsets, log1p_of
 from scvae_ext.types import CellIndices, CellValues
 
 __all__ = ["Minibatch", "SparseCounts", "cut"]
@@ -55,6 +56,8 @@ class SparseCounts:
     @cached_property
     def cell_offsets(self) -> Int[Tensor, "offsets"]:
         """Position of each cell's first value, and behind them the number of values."""
+        if self.cell_index.device.type == "cpu":
+            return torch.from_numpy(cell_offsets(self.cell_index.numpy(), self.n_cells))
         cells = torch.arange(self.n_cells + 1, dtype=self.cell_index.dtype, device=self.cell_index.device)
         return torch.searchsorted(self.cell_index, cells)
 
@@ -62,6 +65,11 @@ class SparseCounts:
     def by_cell(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Values, genes and :attr:`cell_offsets`, as compiled kernels take them."""
         return self.values.numpy(), self.gene_index.numpy(), self.cell_offsets.numpy()
+
+    def log1p(self) -> Self:
+        """Return the logarithm of one plus each count, at the same places."""
+        fits = self.values.device.type == "cpu" and self.values.dtype == torch.float32
+        return self.with_values(torch.from_numpy(log1p_of(self.values.numpy())) if fits else self.values.log1p())
 
     def with_values(self, values: Float[Tensor, "nonzero"]) -> Self:
         """Return a matrix with other values at the same places.

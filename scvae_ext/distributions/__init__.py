@@ -2,10 +2,10 @@
 
 from torch.distributions import Normal
 
-from scvae_ext.distributions.composition import SMALLEST_MEAN, Composition
+from scvae_ext.distributions.composition import SMALLEST_MEAN, Composition, LinearLogits
 from scvae_ext.distributions.count import CountDistribution
 from scvae_ext.distributions.negative_binomial import NegativeBinomial
 from scvae_ext.distributions.poisson import Poisson
 from scvae_ext.distributions.zero_inflated import ZeroInflated
 
-__all__ = ["SMALLEST_MEAN", "Composition", "CountDistribution", "NegativeBinomial", "Normal", "Poisson", "ZeroInflated"]
+__all__ = ["SMALLEST_MEAN", "Composition", "CountDistribution", "LinearLogits", "NegativeBinomial", "Normal", "Poisson", "ZeroInflated"]

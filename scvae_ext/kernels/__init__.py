@@ -5,6 +5,15 @@ take, and is tested against it and against 50-digit references. Kernels know arr
 """
 
 from scvae_ext.kernels.likelihood import composed_log_prob
-from scvae_ext.kernels.sparse_product import sparse_product, transposed_sparse_product
+from scvae_ext.kernels.normalised import normalised, normalised_backward
+from scvae_ext.kernels.sparse_product import cell_offsets, log1p_of, sparse_product, transposed_sparse_product
 
-__all__ = ["composed_log_prob", "sparse_product", "transposed_sparse_product"]
+__all__ = [
+    "cell_offsets",
+    "composed_log_prob",
+    "log1p_of",
+    "normalised",
+    "normalised_backward",
+    "sparse_product",
+    "transposed_sparse_product",
+]

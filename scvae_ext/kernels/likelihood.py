@@ -1,12 +1,14 @@
 """Log-probability and gradients of cells under negative binomials whose means are shares of the cell's depth."""
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scvae_ext.kernels.compiled import compiled, in_threads
+from scvae_ext.kernels.compiled import compiled
 from scvae_ext.kernels.elementary import binet, exp, log, log1p, stirling_slope
+from scvae_ext.kernels.team import in_team, integers, matrix, next_range, task, vector
 
 __all__ = ["composed_log_prob"]
 
@@ -17,7 +19,7 @@ f32 = np.float32
 _ZERO, _HALF, _ONE = f32(0), f32(0.5), f32(1)
 _VALUE_OFFSET = f32(1 - 0.5 * math.log(2 * math.pi))
 _CHUNK = 128
-_LEAST_ROWS = 16
+_ROWS_AT_A_TIME = 4
 _NO_LOGITS = np.empty((0, 0), dtype=f32)
 
 
@@ -30,6 +32,7 @@ def composed_log_prob(
     counts: tuple[Floats, Ints, Ints],
     *,
     derivatives: bool = True,
+    in_place: bool = False,
 ) -> tuple[Floats, Floats, Floats, Floats, Floats | None]:
     r"""Return the log-probability of the counts of each row, and its derivatives.
 
@@ -55,6 +58,8 @@ def composed_log_prob(
         them the number of values.
     derivatives
         Whether they are wanted; where not, their arrays are empty.
+    in_place
+        Whether derivatives by the logits may be written over the logits.
 
     Returns
     -------
@@ -70,16 +75,19 @@ def composed_log_prob(
         For each row and gene, its derivative by the logit of additional zeros, where there are any.
     """
     n_rows, n_genes = logits.shape
+    logits, depth, theta = map(np.ascontiguousarray, (logits, depth, theta))
+    inflation = None if inflation is None else np.ascontiguousarray(inflation)
     log_prob, by_log_depth = np.empty(n_rows, dtype=f32), np.empty(n_rows, dtype=f32)
     shape = (n_rows if derivatives else 0, n_genes)
-    by_logits, minus_by_theta = np.empty(shape, dtype=f32), np.empty(shape, dtype=f32)
+    by_logits = logits if in_place and derivatives else np.empty(shape, dtype=f32)
+    minus_by_theta = np.empty(shape, dtype=f32)
     by_inflation = None if inflation is None else np.empty(shape, dtype=f32)
     value, slope = np.empty_like(theta), np.empty_like(theta)
     _of_theta(theta, value, slope)
     arrays = (
         logits,
         depth,
-        f32(smallest_mean),
+        np.array([smallest_mean], dtype=f32),
         theta,
         value,
         slope,
@@ -91,8 +99,39 @@ def composed_log_prob(
         minus_by_theta,
         _NO_LOGITS if by_inflation is None else by_inflation,
     )
-    in_threads(lambda first, last: _rows(first, last, *arrays), n_rows, _LEAST_ROWS)
+    in_team(_rows_task, arrays, n_rows, _ROWS_AT_A_TIME)
     return log_prob, by_logits, by_log_depth, minus_by_theta, by_inflation
+
+
+@task
+def _rows_task(words: Any) -> None:
+    logits, depth, smallest_mean, theta = matrix(words, 0), vector(words, 1), vector(words, 2), vector(words, 3)
+    theta_value, theta_slope, inflation = vector(words, 4), vector(words, 5), matrix(words, 6)
+    values, gene_index, offsets = vector(words, 7), integers(words, 8), integers(words, 9)
+    log_prob, by_logits, by_log_depth = vector(words, 10), matrix(words, 11), vector(words, 12)
+    minus_by_theta, by_inflation = matrix(words, 13), matrix(words, 14)
+    first, last = next_range(words)
+    while first < last:
+        _rows(
+            first,
+            last,
+            logits,
+            depth,
+            smallest_mean[0],
+            theta,
+            theta_value,
+            theta_slope,
+            inflation,
+            values,
+            gene_index,
+            offsets,
+            log_prob,
+            by_logits,
+            by_log_depth,
+            minus_by_theta,
+            by_inflation,
+        )
+        first, last = next_range(words)
 
 
 @compiled()

@@ -71,7 +71,7 @@ class DeterministicAutoencoder(Trainable):
         minibatch
             The cells.
         """
-        x = minibatch.counts.with_values(minibatch.counts.values.log1p())
+        x = minibatch.counts.log1p()
         latent: Tensor = self.latent(self.encoder(x, x.values.new_empty(x.n_cells, 0)))
         return latent
 

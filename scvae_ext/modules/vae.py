@@ -252,7 +252,7 @@ class VAE(Trainable):
         return torch.randn(n_samples, last.out_features, generator=generator, device=last.weight.device)
 
     def _encoder_input(self, minibatch: Minibatch) -> tuple[SparseCounts, Float[Tensor, "cells covariates"]]:
-        x = minibatch.counts.with_values(minibatch.counts.values.log1p())
+        x = minibatch.counts.log1p()
         return x, self.covariates(minibatch) if self.encode_covariates else x.values.new_empty(x.n_cells, 0)
 
     def encode(self, minibatch: Minibatch) -> Posterior:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scvae_ext.distributions import SMALLEST_MEAN, Composition
+from scvae_ext.distributions import SMALLEST_MEAN, Composition, LinearLogits
 from scvae_ext.nn.precision import full_precision
 from scvae_ext.types import CellIndices, GeneValues
 
@@ -87,7 +87,9 @@ class ExpressionHead(nn.Module):
             Library size in counts, or size factor.
         """
         if self.compositional:
-            return Composition(full_precision(self.linear(hidden)), depth)
+            mixed = hidden.dtype != self.linear.weight.dtype or torch.is_autocast_enabled(hidden.device.type)
+            source = full_precision(self.linear(hidden)) if mixed else LinearLogits(hidden, self.linear)
+            return Composition(source, depth)
         expression: Tensor = self(hidden)
         return (expression * depth.unsqueeze(-1)).add_(SMALLEST_MEAN)
 
@@ -206,6 +208,6 @@ class Dispersion(nn.Module):
         log_value: Tensor = self.log_value
         if self.of_cell is not None:
             log_value = log_value + full_precision(self.of_cell(hidden[..., : self.of_cell.in_features]))
-        value = log_value.clamp(*LOG_DISPERSION_RANGE).exp()
+        value = functional.hardtanh(log_value, *LOG_DISPERSION_RANGE).exp()
         rows = {"gene-batch": batch, "gene-label": label}
         return value[rows[self.kind]] if self.kind in rows else value

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scvae_ext.minibatch import SparseCounts
+from scvae_ext.nn.normalised import normalise_and_rectify
 from scvae_ext.nn.sparse_linear import SparseLinear
 
 __all__ = ["MLP", "Normalisation"]
@@ -42,7 +43,7 @@ class _Layer(nn.Module):
         if self.covariates is not None:
             hidden = hidden + self.covariates(covariates)
         if self.batch_norm is not None:
-            hidden = self.batch_norm(hidden.flatten(0, -2)).view(hidden.shape)
+            return normalise_and_rectify(hidden, self.batch_norm, self.dropout_rate, self.training)
         if self.layer_norm is not None:
             hidden = self.layer_norm(hidden)
         return nn.functional.dropout(hidden.relu(), self.dropout_rate, self.training)

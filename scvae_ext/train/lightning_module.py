@@ -14,6 +14,7 @@ from scvae_ext.nn import Dispersion, Loadings, SparseLinear
 from scvae_ext.train.errors import TrainingDivergedError
 from scvae_ext.train.global_state import seed_of_process
 from scvae_ext.train.history import History
+from scvae_ext.train.optimizer import LeanAdamW
 from scvae_ext.train.plan import TrainingPlan
 
 __all__ = ["TrainingModule"]
@@ -73,7 +74,7 @@ class TrainingModule(LightningModule):
             {"params": others, "lr_scale": 1.0, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(groups, lr=self.plan.learning_rate, weight_decay=self.plan.weight_decay, fused=True)
+        return LeanAdamW(groups, lr=self.plan.learning_rate, weight_decay=self.plan.weight_decay)
 
     def training_step(self, block: Sequence[Minibatch], batch_index: int) -> None:
         """Update once for each minibatch of the block.

@@ -5,10 +5,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scvae_ext.modules import VAE
 from scvae_ext.nn import Dispersion, SparseLinear
-from scvae_ext.train import TrainingPlan
+from scvae_ext.train import TrainingPlan, lightning_module
 from scvae_ext.train.fit import fit
 from scvae_ext.train.history import History
 from scvae_ext.train.lightning_module import TrainingModule
+from scvae_ext.train.optimizer import LeanAdamW
 
 QUIET = {"progress_bar": False}
 
@@ -92,16 +93,16 @@ def test_training_terms_are_means_over_the_cells_since_the_last_row(source, spli
 
 def test_learning_rate_follows_the_plan(source, split, vae):
     rates = []
-    step = torch.optim.AdamW.step
+    step = LeanAdamW.step
 
-    class Recorded(torch.optim.AdamW):
+    class Recorded(LeanAdamW):
         def step(self, closure=None):
             rates.append({group["lr"] / group["lr_scale"] for group in self.param_groups})
             return step(self, closure)
 
     plan = TrainingPlan(12, batch_size=40, learning_rate=0.01, lr_warmup=0.25)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim, "AdamW", Recorded)
+        patch.setattr(lightning_module, "LeanAdamW", Recorded)
         fit(vae, source, *split, plan, seed=0, history=History(), **QUIET)
     np.testing.assert_allclose([rate.pop() for rate in rates], [plan.learning_rate_at(i) for i in range(12)])
 
