@@ -14,8 +14,15 @@ _ZERO, _ONE = f32(0), f32(1)
 
 @compiled(sums=True)
 def normalised(
-    x: Floats, weight: Floats, bias: Floats, eps: np.float32, random: NDArray[np.uint16], n_kept: int
-) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    x: Floats,
+    weight: Floats,
+    bias: Floats,
+    running: tuple[Floats, Floats],
+    momentum: np.float32,
+    eps: np.float32,
+    random: NDArray[np.uint16],
+    n_kept: int,
+) -> tuple[Floats, Floats, Floats]:
     r"""Return :math:`d \max(0, \gamma \hat x + \beta)` with :math:`\hat x` the columns of x standardised.
 
     Parameters
@@ -24,6 +31,11 @@ def normalised(
         Input, of shape (rows, columns).
     weight, bias
         :math:`\gamma` and :math:`\beta` of each column.
+    running
+        Running mean and variance of each column, which are moved towards those of x (the variance divided by the number
+        of rows less one), in place.
+    momentum
+        By which share of the way.
     eps
         Added to the variance of each column.
     random
@@ -38,8 +50,6 @@ def normalised(
         Of shape (rows, columns).
     standardised
         :math:`\hat x`, of the same shape.
-    mean, variance
-        Of each column, the variance divided by the number of rows.
     inverse_std
         One divided by the root of variance and ``eps``.
     """
@@ -57,6 +67,10 @@ def normalised(
             variance[column] += centred * centred
     variance *= _ONE / f32(n_rows)
     inverse_std = _ONE / np.sqrt(variance + eps)
+    unbiased = f32(n_rows) / f32(n_rows - 1)
+    for column in range(n_columns):
+        running[0][column] += momentum * (mean[column] - running[0][column])
+        running[1][column] += momentum * (variance[column] * unbiased - running[1][column])
     factor = f32(65536) / f32(n_kept)
     for row in range(n_rows):
         for column in range(n_columns):
@@ -69,7 +83,7 @@ def normalised(
             for column in range(n_columns):
                 kept = factor if random[row, column] < n_kept else _ZERO
                 output[row, column] *= kept
-    return output, standardised, mean, variance, inverse_std
+    return output, standardised, inverse_std
 
 
 @compiled(sums=True)

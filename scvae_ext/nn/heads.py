@@ -1,10 +1,11 @@
 """Output heads: from the decoder's hidden layer to the parameters of a likelihood."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from scvae_ext.distributions import SMALLEST_MEAN, Composition, LinearLogits
@@ -191,8 +192,8 @@ class Dispersion(nn.Module):
 
     def log_prior(self) -> Float[Tensor, ""]:
         r"""Return :math:`-2 \sum_g (\log\theta_g - m)^2`, the log density of the prior up to a constant."""
-        deviation = self.log_value - self.log_value.mean(dim=-1, keepdim=True)
-        return -0.5 * deviation.square().sum() / self.PRIOR_STD**2
+        log_density: Tensor = _GaussianAroundMean.apply(self.log_value, self.PRIOR_STD)  # type: ignore[no-untyped-call]
+        return log_density
 
     def forward(
         self, hidden: Float[Tensor, "*samples cells hidden"], batch: CellIndices, label: CellIndices
@@ -211,3 +212,20 @@ class Dispersion(nn.Module):
         value = functional.hardtanh(log_value, *LOG_DISPERSION_RANGE).exp()
         rows = {"gene-batch": batch, "gene-label": label}
         return value[rows[self.kind]] if self.kind in rows else value
+
+
+class _GaussianAroundMean(torch.autograd.Function):
+    r""":math:`-\sum_i (v_i - \bar v)^2 / (2 s^2)` over rows, with its derivative :math:`-(v_i - \bar v) / s^2`."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, std: float) -> Tensor:
+        deviation = values - values.mean(dim=-1, keepdim=True)
+        ctx.save_for_backward(deviation)
+        ctx.precision = std**-2
+        return -0.5 * ctx.precision * deviation.square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (deviation,) = ctx.saved_tensors
+        return deviation * (-ctx.precision * grad), None

@@ -44,44 +44,34 @@ def normalise_and_rectify(
     random = torch.empty(-(-rows.numel() // 4), dtype=torch.int64)
     if n_kept < _LEVELS:
         random.random_(-(2**63), None)
-    output, mean, variance = _Normalised.apply(  # type: ignore[no-untyped-call]
-        rows, batch_norm.weight, batch_norm.bias, batch_norm.eps, random, n_kept
-    )
-    with torch.no_grad():
-        momentum = batch_norm.momentum
-        batch_norm.running_mean.lerp_(mean, momentum)
-        batch_norm.running_var.lerp_(variance * (len(rows) / (len(rows) - 1)), momentum)
-        batch_norm.num_batches_tracked.add_(1)
-    result: Tensor = output.view(x.shape)
-    return result
+    output: Tensor = _Normalised.apply(rows, batch_norm.weight, batch_norm.bias, batch_norm, random, n_kept)  # type: ignore[no-untyped-call]
+    return output.view(x.shape)
 
 
 class _Normalised(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, random: Tensor, n_kept: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, batch_norm: nn.BatchNorm1d, random: Tensor, n_kept: int
+    ) -> Tensor:
         levels = random.numpy().view(np.uint16)[: x.numel()].reshape(x.shape)
-        output, standardised, mean, variance, inverse_std = normalised(
+        running = batch_norm.running_mean.numpy(), batch_norm.running_var.numpy()
+        batch_norm.num_batches_tracked.numpy()[...] += 1
+        scale = weight.detach().numpy()
+        output, standardised, inverse_std = normalised(
             x.detach().contiguous().numpy(),
-            weight.detach().numpy(),
+            scale,
             bias.detach().numpy(),
-            np.float32(eps),
+            running,
+            np.float32(batch_norm.momentum),
+            np.float32(batch_norm.eps),
             levels if n_kept < _LEVELS else levels[:0],
             n_kept,
         )
-        ctx.factor = _LEVELS / n_kept
-        output, standardised, inverse_std = map(torch.from_numpy, (output, standardised, inverse_std))
-        ctx.save_for_backward(output, standardised, inverse_std, weight)
-        mean, variance = torch.from_numpy(mean), torch.from_numpy(variance)
-        ctx.mark_non_differentiable(mean, variance)
-        return output, mean, variance
+        ctx.arrays = output, standardised, scale, inverse_std, np.float32(_LEVELS / n_kept)
+        return torch.from_numpy(output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *of_moments: Tensor) -> tuple[Tensor | None, ...]:
-        output, standardised, inverse_std, weight = (saved.detach().numpy() for saved in ctx.saved_tensors)
-        by_x, by_weight, by_bias = normalised_backward(
-            grad.contiguous().numpy(), output, standardised, weight, inverse_std, np.float32(ctx.factor)
-        )
-        return torch.from_numpy(by_x), torch.from_numpy(by_weight), torch.from_numpy(by_bias), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = normalised_backward(grad.contiguous().numpy(), *ctx.arrays)
+        return *map(torch.from_numpy, gradients), None, None, None

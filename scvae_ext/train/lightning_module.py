@@ -89,7 +89,7 @@ class TrainingModule(LightningModule):
         optimizer = self.optimizers()
         if isinstance(optimizer, list):
             raise TypeError("configure_optimizers() must return one optimizer.")
-        scores = []
+        scores, n_cells = [], 0
         for minibatch in block:
             if self.step >= self.plan.max_steps:
                 break
@@ -109,10 +109,12 @@ class TrainingModule(LightningModule):
                 terms = objective.terms()
                 sums = torch.stack([term.detach().sum() for term in terms.values()])
             scores.append(sums)
-            self._training.add(tuple(terms), sums, minibatch.n_cells)
+            n_cells += minibatch.n_cells
             self.step += 1
         if scores:
-            self._end_block(torch.stack(scores), tuple(terms))
+            of_block = torch.stack(scores)
+            self._training.add(tuple(terms), _precise(of_block).sum(0), n_cells)
+            self._end_block(of_block, tuple(terms))
 
     def _end_block(self, sums: Tensor, names: tuple[str, ...]) -> None:
         """Raise at the first step of the block whose objective is not finite, and stop where a process was asked to.

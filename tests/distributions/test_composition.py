@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scvae_ext.distributions import Composition, NegativeBinomial, ZeroInflated
+from scvae_ext.distributions import Composition, LinearLogits, NegativeBinomial, ZeroInflated
 from scvae_ext.minibatch import SparseCounts
 
 N_CELLS, N_GENES = 9, 21
@@ -49,6 +49,38 @@ def test_score_and_gradients_are_those_of_torch_in_double_precision(generator, n
     for result, exact in zip(results, truth, strict=True):
         assert result.shape == exact.shape
         torch.testing.assert_close(result.double(), exact, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("n_samples", [None, 3])
+@pytest.mark.parametrize("inflated", [False, True])
+def test_logits_of_a_linear_map_need_not_be_computed_beforehand(generator, n_samples, inflated):
+    """Score and derivatives by activations, weight and bias against torch in double precision."""
+    leading = () if n_samples is None else (n_samples,)
+    hidden = torch.randn(*leading, N_CELLS, 7, generator=generator)
+    weight, bias = torch.randn(N_GENES, 7, generator=generator), torch.randn(N_GENES, generator=generator)
+    _, depth, theta, zero_logits = _parameters(generator, n_samples, False)
+    counts = torch.poisson(torch.rand(N_CELLS, N_GENES, generator=generator) * 3, generator=generator)
+    upstream = torch.rand(hidden.shape[:-1], generator=generator) + 0.5
+
+    def composed(hidden, weight, bias, depth, theta, *zero_logits):
+        linear = torch.nn.Linear(7, N_GENES)
+        del linear.weight, linear.bias
+        linear.weight, linear.bias = weight, bias
+        base = NegativeBinomial(Composition(LinearLogits(hidden, linear), depth), theta)
+        return ZeroInflated(base, *zero_logits) if zero_logits else base
+
+    def plain(hidden, weight, bias, depth, theta, *zero_logits):
+        logits = hidden @ weight.T + bias
+        base = NegativeBinomial(logits.softmax(-1) * depth.unsqueeze(-1) + 1e-30, theta)
+        return ZeroInflated(base, *zero_logits) if zero_logits else base
+
+    parameters = [hidden, weight, bias, depth, theta, *([zero_logits] if inflated else [])]
+    results = _scored(composed, SparseCounts.from_dense(counts), parameters, upstream)
+    doubles = [value.double() for value in parameters]
+    truth = _scored(plain, SparseCounts.from_dense(counts.double()), doubles, upstream)
+    for result, exact in zip(results, truth, strict=True):
+        assert result.shape == exact.shape
+        torch.testing.assert_close(result.double(), exact, rtol=5e-5, atol=5e-5)
 
 
 def test_a_composition_is_a_mean_to_everything_else(generator):

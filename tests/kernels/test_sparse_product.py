@@ -3,7 +3,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from scvae_ext.kernels import sparse_product, transposed_sparse_product
+from scvae_ext.kernels import cell_offsets, log1p_of, sparse_product, transposed_sparse_product
 
 
 @pytest.fixture(params=[1, 8])
@@ -42,3 +42,15 @@ def test_double_precision_is_kept(matrix):
     np.testing.assert_allclose(
         sparse_product(values.astype(float), genes, offsets, weight), counts.astype(float) @ weight
     )
+
+
+def test_offsets_of_cells_some_of_which_have_no_values():
+    cells = np.array([1, 1, 1, 4, 4, 5])
+    assert cell_offsets(cells, 8).tolist() == [0, 0, 3, 3, 3, 5, 6, 6, 6]
+    assert cell_offsets(cells[:0], 2).tolist() == [0, 0, 0]
+
+
+def test_log1p_of_counts_is_exact_to_two_units_of_the_last_place():
+    counts = np.concatenate([np.arange(0, 2000), np.geomspace(2e3, 1e9, 500).round()]).astype(np.float32)
+    exact = np.log1p(counts.astype(float))
+    np.testing.assert_array_less(abs(log1p_of(counts) - exact), 2 * np.spacing(exact.astype(np.float32)) + 1e-45)
