@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Size, Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -35,29 +37,19 @@ class LinearLogits:
     linear: nn.Linear
 
     @property
-    def weight(self) -> Float[Tensor, "genes hidden"]:
-        """W."""
-        return self.linear.weight
-
-    @property
-    def bias(self) -> Float[Tensor, "genes"]:
-        """b."""
-        return self.linear.bias
-
-    @property
     def shape(self) -> Size:
         """Shape of the logits."""
-        return Size((*self.hidden.shape[:-1], len(self.weight)))
+        return Size((*self.hidden.shape[:-1], self.linear.out_features))
 
     @property
     def device(self) -> torch.device:
         """Device of the logits."""
-        return self.weight.device
+        return self.hidden.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the logits."""
-        return self.weight.dtype
+        return self.hidden.dtype
 
     def logits(self) -> Float[Tensor, "*samples cells genes"]:
         """Return the logits."""
@@ -118,7 +110,7 @@ class Composition:
         self,
         counts: SparseCounts,
         theta: Float[Tensor, "genes"],
-        zero_inflation_logits: Tensor | None = None,
+        zero_inflation_logits: Tensor | LinearLogits | None = None,
     ) -> Float[Tensor, "*samples cells"]:
         """Return the log-probability of each cell's counts under negative binomials with these means, in nats.
 
@@ -134,74 +126,89 @@ class Composition:
         zero_inflation_logits
             Logit of the probability of an additional zero, for each gene or for each count.
         """
-        linear = self.source if isinstance(self.source, LinearLogits) else None
-        of_logits = (self.logits,) if linear is None else (linear.hidden, linear.weight, linear.bias)
-        log_prob: Tensor = _LogProbSum.apply(self.depth, theta, zero_inflation_logits, counts, *of_logits)  # type: ignore[no-untyped-call]
+        of_mean = _given(self.source)
+        of_zeros = () if zero_inflation_logits is None else _given(zero_inflation_logits)
+        log_prob: Tensor = _LogProbSum.apply(counts, self.depth, theta, len(of_mean), *of_mean, *of_zeros)  # type: ignore[no-untyped-call]
         return log_prob
+
+
+def _given(logits: Tensor | LinearLogits) -> tuple[Tensor, ...]:
+    return (logits,) if isinstance(logits, Tensor) else (logits.hidden, logits.linear.weight, logits.linear.bias)
 
 
 class _LogProbSum(torch.autograd.Function):
     """All derivatives are laid down in the forward pass; the backward pass scales them.
 
-    Logits are given as such, or by activations, weight and bias. What comes from above is then a factor of each row of
-    the activations and of their derivatives, of which there are fewer than logits.
+    Logits, of the mean and of additional zeros, are given as such, or by activations, weight and bias. What comes from
+    above is then a factor of each row of the activations and of their derivatives, which are fewer than the logits.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        depth: Tensor,
-        theta: Tensor,
-        inflation: Tensor | None,
-        counts: SparseCounts,
-        *of_logits: Tensor,
+        ctx: Any, counts: SparseCounts, depth: Tensor, theta: Tensor, n_of_mean: int, *of_logits: Tensor
     ) -> Tensor:
-        linear = len(of_logits) > 1
-        logits = functional.linear(*of_logits) if linear else of_logits[0]
-        n_genes = logits.shape[-1]
-        rows = logits.detach().reshape(-1, n_genes).numpy()
-        log_prob, by_logits, by_log_depth, minus_by_theta, by_inflation = composed_log_prob(
-            rows,
+        ctx.n_of_mean, ctx.shapes = n_of_mean, (depth.shape, *(tensor.shape for tensor in of_logits))
+        of_mean, of_zeros = of_logits[:n_of_mean], of_logits[n_of_mean:]
+        logits = _logits(of_mean)
+        log_prob, by_logits, by_log_depth, minus_by_theta, by_zeros = composed_log_prob(
+            _rows(logits),
             depth.detach().expand(logits.shape[:-1]).reshape(-1).numpy(),
             SMALLEST_MEAN,
             theta.detach().numpy(),
-            None if inflation is None else inflation.detach().reshape(-1, n_genes).numpy(),
+            _rows(_logits(of_zeros)) if of_zeros else None,
             counts.by_cell,
             derivatives=any(ctx.needs_input_grad),
-            in_place=linear,
+            overwritten=(len(of_mean) > 1, len(of_zeros) > 1),
         )
-        ctx.shapes = logits.shape, depth.shape, None if inflation is None else inflation.shape
-        ctx.linear = linear
-        saved = [by_logits, minus_by_theta, by_log_depth, *([] if by_inflation is None else [by_inflation])]
-        ctx.save_for_backward(depth, *(of_logits[:2] if linear else ()), *map(torch.from_numpy, saved))
+        derivatives = [by_logits, by_log_depth, minus_by_theta, *([] if by_zeros is None else [by_zeros])]
+        inputs = [tensor for given in (of_mean, of_zeros) if len(given) > 1 for tensor in given[:2]]
+        ctx.save_for_backward(depth, *map(torch.from_numpy, derivatives), *inputs)
         return torch.from_numpy(log_prob).view(logits.shape[:-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        depth, *linear = ctx.saved_tensors[: 3 if ctx.linear else 1]
-        by_logits, minus_by_theta, by_log_depth, *by_inflation = ctx.saved_tensors[3 if ctx.linear else 1 :]
-        logits_shape, depth_shape, inflation_shape = ctx.shapes
+        depth, by_logits, by_log_depth, minus_by_theta, *others = ctx.saved_tensors
+        depth_shape, *shapes = ctx.shapes
         of_row = grad.reshape(-1)
-        column = of_row.unsqueeze(-1)
         grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        if ctx.needs_input_grad[0]:
-            grads[0] = (grad * by_log_depth.view(grad.shape) / depth).sum_to_size(depth_shape)
         if ctx.needs_input_grad[1]:
-            grads[1] = (of_row @ minus_by_theta).neg_()
+            grads[1] = (grad * by_log_depth.view(grad.shape) / depth).sum_to_size(depth_shape)
         if ctx.needs_input_grad[2]:
-            per_gene = by_inflation[0].numel() != inflation_shape.numel()
-            by_row = of_row @ by_inflation[0] if per_gene else by_inflation[0] * column
-            grads[2] = by_row.view(inflation_shape)
-        if not linear:
-            if ctx.needs_input_grad[4]:
-                grads[4] = (by_logits * column).view(logits_shape)
-            return tuple(grads)
-        hidden, weight = linear
-        if ctx.needs_input_grad[4]:
-            grads[4] = ((by_logits @ weight) * column).view(hidden.shape)
-        if ctx.needs_input_grad[5]:
-            grads[5] = by_logits.T @ (hidden.reshape(-1, hidden.shape[-1]) * column)
-        if ctx.needs_input_grad[6]:
-            grads[6] = of_row @ by_logits
+            grads[2] = (of_row @ minus_by_theta).neg_()
+        n_of_mean, first = ctx.n_of_mean, 4
+        by_zeros = others.pop(0) if len(shapes) > n_of_mean else None
+        for derivative, n_given in ((by_logits, n_of_mean), (by_zeros, len(shapes) - n_of_mean)):
+            if derivative is None:
+                break
+            wanted = ctx.needs_input_grad[first : first + n_given]
+            if n_given > 1:
+                hidden, weight, *others = others
+                grads[first : first + n_given] = _through_linear(derivative, of_row, hidden, weight, wanted)
+            elif wanted[0]:
+                shape = shapes[first - 4]
+                per_gene = derivative.numel() != shape.numel()
+                grads[first] = (of_row @ derivative if per_gene else derivative * of_row.unsqueeze(-1)).view(shape)
+            first += n_given
         return tuple(grads)
+
+
+def _logits(given: tuple[Tensor, ...]) -> Tensor:
+    return functional.linear(*given) if len(given) > 1 else given[0]
+
+
+def _rows(logits: Tensor) -> NDArray[np.float32]:
+    rows: NDArray[np.float32] = logits.detach().reshape(-1, logits.shape[-1]).numpy()
+    return rows
+
+
+def _through_linear(
+    by_logits: Tensor, of_row: Tensor, hidden: Tensor, weight: Tensor, wanted: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """Return derivatives by activations, weight and bias."""
+    column = of_row.unsqueeze(-1)
+    return [
+        ((by_logits @ weight) * column).view(hidden.shape) if wanted[0] else None,
+        by_logits.T @ (hidden.reshape(-1, hidden.shape[-1]) * column) if wanted[1] else None,
+        of_row @ by_logits if wanted[2] else None,
+    ]

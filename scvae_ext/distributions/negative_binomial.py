@@ -9,7 +9,7 @@ from torch import Size, Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 
-from scvae_ext.distributions.composition import Composition
+from scvae_ext.distributions.composition import Composition, LinearLogits
 from scvae_ext.distributions.count import CountDistribution, Shape, flatten_matrix, put_
 from scvae_ext.distributions.special import (
     binet_above_one,
@@ -230,7 +230,7 @@ class NegativeBinomial(CountDistribution):
         return super().log_prob_sum(counts) if composed is None else composed
 
     def composed_log_prob_sum(
-        self, counts: SparseCounts, zero_inflation_logits: Float[Tensor, "..."] | None = None
+        self, counts: SparseCounts, zero_inflation_logits: Float[Tensor, "..."] | LinearLogits | None = None
     ) -> Float[Tensor, "..."] | None:
         """Return :meth:`log_prob_sum` in one pass where the mean is a composition that allows it, or else ``None``.
 

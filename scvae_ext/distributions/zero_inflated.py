@@ -1,5 +1,6 @@
 """A count distribution with additional zeros."""
 
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -9,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
+from scvae_ext.distributions.composition import LinearLogits
 from scvae_ext.distributions.count import CountDistribution, Shape, put_
 from scvae_ext.distributions.negative_binomial import NegativeBinomial
 from scvae_ext.minibatch import SparseCounts
@@ -73,7 +75,8 @@ class ZeroInflated(CountDistribution):
     base
         The count distribution.
     zero_inflation_logits
-        Logit of :math:`\pi`, the probability of an additional zero. Any shape that broadcasts against the base.
+        Logit of :math:`\pi`, the probability of an additional zero. Any shape that broadcasts against the base. Logits
+        that a linear map has yet to compute are computed when they are needed.
     validate_args
         Whether to check parameters and values; as :class:`torch.distributions.Distribution` by default.
 
@@ -99,13 +102,19 @@ class ZeroInflated(CountDistribution):
     def __init__(
         self,
         base: CountDistribution,
-        zero_inflation_logits: Float[Tensor, "..."],
+        zero_inflation_logits: Float[Tensor, "..."] | LinearLogits,
         validate_args: bool | None = None,
     ) -> None:
         shape = torch.broadcast_shapes(base.batch_shape, zero_inflation_logits.shape)
         self.base = base if base.batch_shape == shape else base.expand(shape)
-        self.zero_inflation_logits = zero_inflation_logits
+        self._given_logits = zero_inflation_logits
         super().__init__(shape, validate_args=validate_args)
+
+    @cached_property
+    def zero_inflation_logits(self) -> Float[Tensor, "..."]:
+        """Logit of the probability of an additional zero."""
+        given = self._given_logits
+        return given.logits() if isinstance(given, LinearLogits) else given
 
     @property
     def zero_inflation_probability(self) -> Float[Tensor, "..."]:
@@ -174,12 +183,15 @@ class ZeroInflated(CountDistribution):
             Counts of the cells and genes of the last two dimensions; dimensions before those are samples.
         """
         shape = self._shape_over(counts)
-        logits = self.zero_inflation_logits
-        logits = logits.expand(counts.n_genes) if logits.dim() < 2 else logits.expand(shape)
+        logits = self._given_logits
+        if isinstance(logits, Tensor):
+            logits = logits.expand(counts.n_genes) if logits.dim() < 2 else logits.expand(shape)
         if isinstance(self.base, NegativeBinomial):
             composed = self.base.composed_log_prob_sum(counts, logits)
             if composed is not None:
                 return composed
+        if isinstance(logits, LinearLogits):
+            logits = self.zero_inflation_logits
         log_prob: Tensor = _LogProbSum.apply(self.base.log_prob_sparse(counts), logits, counts)  # type: ignore[no-untyped-call]
         return log_prob
 

@@ -32,7 +32,7 @@ def composed_log_prob(
     counts: tuple[Floats, Ints, Ints],
     *,
     derivatives: bool = True,
-    in_place: bool = False,
+    overwritten: tuple[bool, bool] = (False, False),
 ) -> tuple[Floats, Floats, Floats, Floats, Floats | None]:
     r"""Return the log-probability of the counts of each row, and its derivatives.
 
@@ -58,8 +58,8 @@ def composed_log_prob(
         them the number of values.
     derivatives
         Whether they are wanted; where not, their arrays are empty.
-    in_place
-        Whether derivatives by the logits may be written over the logits.
+    overwritten
+        Whether derivatives may be written over the logits of the mean, and over those of additional zeros.
 
     Returns
     -------
@@ -79,9 +79,11 @@ def composed_log_prob(
     inflation = None if inflation is None else np.ascontiguousarray(inflation)
     log_prob, by_log_depth = np.empty(n_rows, dtype=f32), np.empty(n_rows, dtype=f32)
     shape = (n_rows if derivatives else 0, n_genes)
-    by_logits = logits if in_place and derivatives else np.empty(shape, dtype=f32)
+    by_logits = logits if overwritten[0] and derivatives else np.empty(shape, dtype=f32)
     minus_by_theta = np.empty(shape, dtype=f32)
-    by_inflation = None if inflation is None else np.empty(shape, dtype=f32)
+    by_inflation = None
+    if inflation is not None:
+        by_inflation = inflation if overwritten[1] and derivatives else np.empty(shape, dtype=f32)
     value, slope = np.empty_like(theta), np.empty_like(theta)
     _of_theta(theta, value, slope)
     arrays = (
@@ -156,7 +158,7 @@ def _rows(
 ) -> None:
     """Do some rows, one after the other, so that what belongs to a row stays in the processor's cache."""
     n_genes, n_cells = logits.shape[1], offsets.size - 1
-    share, log_probs = np.empty(n_genes, dtype=f32), np.empty(n_genes, dtype=f32)
+    share, log_probs, of_row = np.empty(n_genes, dtype=f32), np.empty(n_genes, dtype=f32), np.empty(n_genes, dtype=f32)
     most = 0
     for cell in range(n_cells):
         most = max(most, offsets[cell + 1] - offsets[cell])
@@ -174,11 +176,12 @@ def _rows(
             at[2, k], at[3, k] = theta_value[gene], theta_slope[gene]
         _at_positive(x, at[0, :n], at[1, :n], at[2, :n], at[3, :n], at[4, :n], at[5, :n], at[6, :n])
         if inflation.size:
-            of_row = inflation[row if inflation.shape[0] > 1 else 0]
+            # A copy, because derivatives may be written over it, and loops over one array in two roles are not vectorised.
+            of_row[:] = inflation[row if inflation.shape[0] > 1 else 0]
             by_of_row = by_inflation[row] if wanted else unwanted[2]
-            _inflate_zeros(of_row, log_probs, by_mean, by_theta, by_of_row)
             for k in range(n):
                 at[7, k] = of_row[genes[k]]
+            _inflate_zeros(of_row, log_probs, by_mean, by_theta, by_of_row)
             _without_inflation(at[7, :n], at[4, :n])
             for k in range(n):
                 by_of_row[genes[k]] = at[7, k]

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from scvae_ext.distributions import SMALLEST_MEAN, Composition, LinearLogits
-from scvae_ext.nn.precision import full_precision
+from scvae_ext.distributions import SMALLEST_MEAN, Composition
+from scvae_ext.nn.precision import full_precision, linear_logits
 from scvae_ext.types import CellIndices, GeneValues
 
 __all__ = ["RESIDUAL_SCALE", "Dispersion", "DispersionKind", "ExpressionHead", "LogExpressionHead"]
@@ -88,9 +88,7 @@ class ExpressionHead(nn.Module):
             Library size in counts, or size factor.
         """
         if self.compositional:
-            mixed = hidden.dtype != self.linear.weight.dtype or torch.is_autocast_enabled(hidden.device.type)
-            source = full_precision(self.linear(hidden)) if mixed else LinearLogits(hidden, self.linear)
-            return Composition(source, depth)
+            return Composition(linear_logits(self.linear, hidden), depth)
         expression: Tensor = self(hidden)
         return (expression * depth.unsqueeze(-1)).add_(SMALLEST_MEAN)
 

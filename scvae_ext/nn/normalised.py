@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from scvae_ext.kernels import normalised, normalised_backward
+from scvae_ext.nn.precision import full_precision
 
 __all__ = ["normalise_and_rectify"]
 
@@ -37,14 +38,14 @@ def normalise_and_rectify(
     """
     rows = x.flatten(0, -2)
     n_kept = round((1 - dropout_rate) * _LEVELS)
-    fits = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
     if not (training and fits and len(rows) > 1 and n_kept > 0):
         hidden: Tensor = batch_norm(rows).view(x.shape)
         return nn.functional.dropout(hidden.relu(), dropout_rate, training)
     random = torch.empty(-(-rows.numel() // 4), dtype=torch.int64)
     if n_kept < _LEVELS:
         random.random_(-(2**63), None)
-    output: Tensor = _Normalised.apply(rows, batch_norm.weight, batch_norm.bias, batch_norm, random, n_kept)  # type: ignore[no-untyped-call]
+    output: Tensor = _Normalised.apply(full_precision(rows), batch_norm.weight, batch_norm.bias, batch_norm, random, n_kept)  # type: ignore[no-untyped-call]
     return output.view(x.shape)
 
 

@@ -2,9 +2,11 @@
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["full_precision"]
+from scvae_ext.distributions import LinearLogits
+
+__all__ = ["full_precision", "linear_logits"]
 
 
 def full_precision(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -18,3 +20,19 @@ def full_precision(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         Output of a linear map.
     """
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def linear_logits(
+    linear: nn.Linear, hidden: Float[Tensor, "*samples cells hidden"]
+) -> Float[Tensor, "*samples cells genes"] | LinearLogits:
+    """Return what gives the logits of a likelihood when they are needed, or under autocast themselves, as float32.
+
+    Parameters
+    ----------
+    linear
+        The map.
+    hidden
+        Its input.
+    """
+    mixed = hidden.dtype != linear.weight.dtype or torch.is_autocast_enabled(hidden.device.type)
+    return full_precision(linear(hidden)) if mixed else LinearLogits(hidden, linear)

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from scvae_ext.distributions import CountDistribution
-from scvae_ext.nn.precision import full_precision
+from scvae_ext.distributions import CountDistribution, LinearLogits
+from scvae_ext.nn.precision import full_precision, linear_logits
 
 __all__ = ["ZeroInflationHead", "ZeroInflationKind"]
 
@@ -81,8 +81,10 @@ class ZeroInflationHead(nn.Module):
 
     def forward(
         self, hidden: Float[Tensor, "*samples cells hidden"], base: CountDistribution
-    ) -> Float[Tensor, "*cells genes"]:
+    ) -> Float[Tensor, "*cells genes"] | LinearLogits:
         """Return the logits, of shape (genes,) for ``"gene"`` and (..., cells, genes) otherwise.
+
+        Those of ``"gene-cell"`` need not be computed yet.
 
         Parameters
         ----------
@@ -99,7 +101,7 @@ class ZeroInflationHead(nn.Module):
         if self.prior is not None and self.training:
             with torch.no_grad():
                 self.mean_hidden.lerp_(full_precision(hidden.flatten(0, -2)).mean(0), self.MOMENTUM)
-        return full_precision(self.linear(hidden))
+        return linear_logits(self.linear, hidden)
 
     def log_prior(self) -> Float[Tensor, ""] | None:
         r"""Return :math:`\sum_g (\alpha - 1) \log \pi_g + (\beta - 1) \log (1 - \pi_g)`, or ``None`` without a prior.

@@ -52,7 +52,7 @@ def test_score_and_gradients_are_those_of_torch_in_double_precision(generator, n
 
 
 @pytest.mark.parametrize("n_samples", [None, 3])
-@pytest.mark.parametrize("inflated", [False, True])
+@pytest.mark.parametrize("inflated", [None, "logits", "linear"])
 def test_logits_of_a_linear_map_need_not_be_computed_beforehand(generator, n_samples, inflated):
     """Score and derivatives by activations, weight and bias against torch in double precision."""
     leading = () if n_samples is None else (n_samples,)
@@ -62,19 +62,28 @@ def test_logits_of_a_linear_map_need_not_be_computed_beforehand(generator, n_sam
     counts = torch.poisson(torch.rand(N_CELLS, N_GENES, generator=generator) * 3, generator=generator)
     upstream = torch.rand(hidden.shape[:-1], generator=generator) + 0.5
 
-    def composed(hidden, weight, bias, depth, theta, *zero_logits):
+    def lazy(hidden, weight, bias):
         linear = torch.nn.Linear(7, N_GENES)
         del linear.weight, linear.bias
         linear.weight, linear.bias = weight, bias
-        base = NegativeBinomial(Composition(LinearLogits(hidden, linear), depth), theta)
-        return ZeroInflated(base, *zero_logits) if zero_logits else base
+        return LinearLogits(hidden, linear)
 
-    def plain(hidden, weight, bias, depth, theta, *zero_logits):
+    def composed(hidden, weight, bias, depth, theta, *of_zeros):
+        base = NegativeBinomial(Composition(lazy(hidden, weight, bias), depth), theta)
+        if inflated is None:
+            return base
+        return ZeroInflated(base, lazy(hidden, *of_zeros) if inflated == "linear" else of_zeros[0])
+
+    def plain(hidden, weight, bias, depth, theta, *of_zeros):
         logits = hidden @ weight.T + bias
         base = NegativeBinomial(logits.softmax(-1) * depth.unsqueeze(-1) + 1e-30, theta)
-        return ZeroInflated(base, *zero_logits) if zero_logits else base
+        if inflated is None:
+            return base
+        return ZeroInflated(base, hidden @ of_zeros[0].T + of_zeros[1] if inflated == "linear" else of_zeros[0])
 
-    parameters = [hidden, weight, bias, depth, theta, *([zero_logits] if inflated else [])]
+    zero_weight, zero_bias = (torch.randn(shape, generator=generator) for shape in ((N_GENES, 7), (N_GENES,)))
+    of_zeros = {None: [], "logits": [zero_logits], "linear": [zero_weight, zero_bias]}[inflated]
+    parameters = [hidden, weight, bias, depth, theta, *of_zeros]
     results = _scored(composed, SparseCounts.from_dense(counts), parameters, upstream)
     doubles = [value.double() for value in parameters]
     truth = _scored(plain, SparseCounts.from_dense(counts.double()), doubles, upstream)

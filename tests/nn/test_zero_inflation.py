@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from scvae_ext.distributions import Poisson
+from scvae_ext.distributions import Poisson, ZeroInflated
 from scvae_ext.nn import ZeroInflationHead
 
 HIDDEN = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).relu()
@@ -24,7 +24,9 @@ def _set(head, logits):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pi_starts_small(kind):
-    pi = ZeroInflationHead(kind, 3, 5)(HIDDEN.expand(2, 4, 3), Poisson(MEAN.expand(2, 4, 5))).sigmoid()
+    head = ZeroInflationHead(kind, 3, 5)
+    pi = ZeroInflated(Poisson(MEAN.expand(2, 4, 5)), head(HIDDEN.expand(2, 4, 3), Poisson(MEAN.expand(2, 4, 5))))
+    pi = pi.zero_inflation_probability
     assert pi.shape == ((5,) if kind == "gene" else (2, 4, 5))
     assert bool(((pi > 0.0) & (pi < 0.2)).all())
 
@@ -105,6 +107,7 @@ def test_the_prior_alone_pulls_pi_to_its_mode(kind):
         optimizer.step()
     at_one_count = torch.ones(4, 5)
     hidden = HIDDEN.mean(0).expand(4, 3)
+    inflated = ZeroInflated(Poisson(at_one_count), head(hidden, Poisson(at_one_count)))
     torch.testing.assert_close(
-        head(hidden, Poisson(at_one_count)).sigmoid().mean(), torch.tensor(0.25), atol=0.01, rtol=0
+        inflated.zero_inflation_probability.mean(), torch.tensor(0.25), atol=0.01, rtol=0
     )
