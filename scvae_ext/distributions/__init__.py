@@ -8,4 +8,13 @@ from scvae_ext.distributions.negative_binomial import NegativeBinomial
 from scvae_ext.distributions.poisson import Poisson
 from scvae_ext.distributions.zero_inflated import ZeroInflated
 
-__all__ = ["SMALLEST_MEAN", "Composition", "CountDistribution", "LinearLogits", "NegativeBinomial", "Normal", "Poisson", "ZeroInflated"]
+__all__ = [
+    "SMALLEST_MEAN",
+    "Composition",
+    "CountDistribution",
+    "LinearLogits",
+    "NegativeBinomial",
+    "Normal",
+    "Poisson",
+    "ZeroInflated",
+]

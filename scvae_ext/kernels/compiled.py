@@ -42,4 +42,3 @@ def compiled(*, sums: bool = False, finite: bool = False, part: bool = False) ->
             return jit(cache=False)
 
     return compile_
-

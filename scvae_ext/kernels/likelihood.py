@@ -176,7 +176,7 @@ def _rows(
             at[2, k], at[3, k] = theta_value[gene], theta_slope[gene]
         _at_positive(x, at[0, :n], at[1, :n], at[2, :n], at[3, :n], at[4, :n], at[5, :n], at[6, :n])
         if inflation.size:
-            # A copy, because derivatives may be written over it, and loops over one array in two roles are not vectorised.
+            # A copy: derivatives may be written over it, and a loop over one array in two roles is not vectorised.
             of_row[:] = inflation[row if inflation.shape[0] > 1 else 0]
             by_of_row = by_inflation[row] if wanted else unwanted[2]
             for k in range(n):

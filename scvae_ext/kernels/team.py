@@ -13,7 +13,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -25,11 +25,11 @@ __all__ = ["in_team", "integers", "matrix", "next_range", "task", "vector"]
 # What a task is handed: a counter of tickets, the number of items, and of items to a ticket; then, for each array, its
 # address and shape.
 _HEADER, _WORDS_OF_ARRAY = 3, 3
-_WORDS = numba.types.CPointer(numba.types.int64)
+_WORDS = numba.types.CPointer(numba.types.int64)  # type: ignore[no-untyped-call]
+_carray: Any = numba.carray  # type: ignore[attr-defined]
 
 
-@intrinsic
-def _take_ticket(typingctx: Any, words: Any) -> Any:
+def _fetch_and_add(typingctx: Any, words: Any) -> Any:
     """Return the counter that stands first, and add one to it, as one step that no other thread can come between."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -38,12 +38,15 @@ def _take_ticket(typingctx: Any, words: Any) -> Any:
     return numba.types.int64(_WORDS), codegen
 
 
-@intrinsic
-def _pointer(typingctx: Any, address: Any) -> Any:
+def _integer_to_pointer(typingctx: Any, address: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return numba.types.voidptr(numba.types.int64), codegen
+
+
+_take_ticket: Any = intrinsic(_fetch_and_add)
+_pointer: Any = intrinsic(_integer_to_pointer)
 
 
 @compiled(part=True)
@@ -58,21 +61,21 @@ def next_range(words: Any) -> tuple[int, int]:
 def matrix(words: Any, position: int) -> NDArray[np.float32]:
     """Return the array at a position among the arrays of a task, which has two dimensions."""
     at = _HEADER + _WORDS_OF_ARRAY * position
-    return numba.carray(_pointer(words[at]), (words[at + 1], words[at + 2]), np.float32)
+    return _carray(_pointer(words[at]), (words[at + 1], words[at + 2]), np.float32)  # type: ignore[no-any-return]
 
 
 @compiled(part=True)
 def vector(words: Any, position: int) -> NDArray[np.float32]:
     """Return the array at a position among the arrays of a task, which has one dimension."""
     at = _HEADER + _WORDS_OF_ARRAY * position
-    return numba.carray(_pointer(words[at]), (words[at + 1],), np.float32)
+    return _carray(_pointer(words[at]), (words[at + 1],), np.float32)  # type: ignore[no-any-return]
 
 
 @compiled(part=True)
 def integers(words: Any, position: int) -> NDArray[np.int64]:
     """Return the array at a position among the arrays of a task, which has one dimension and holds integers."""
     at = _HEADER + _WORDS_OF_ARRAY * position
-    return numba.carray(_pointer(words[at]), (words[at + 1],), np.int64)
+    return _carray(_pointer(words[at]), (words[at + 1],), np.int64)  # type: ignore[no-any-return]
 
 
 def task(function: Callable[[Any], None]) -> Callable[[], Any]:
@@ -98,7 +101,12 @@ def task(function: Callable[[Any], None]) -> Callable[[], Any]:
 
 
 def in_team(
-    task: Callable[[], Any], arrays: Sequence[NDArray[Any]], n_items: int, per_ticket: int, *, n_threads: int | None = None
+    task: Callable[[], Any],
+    arrays: Sequence[NDArray[Any]],
+    n_items: int,
+    per_ticket: int,
+    *,
+    n_threads: int | None = None,
 ) -> None:
     """Run a task in as many threads as torch has, each of which takes the next range of items when it is done with one.
 
@@ -123,9 +131,7 @@ def in_team(
         raise ValueError("An array of a task is not contiguous: pass np.ascontiguousarray of it.")
     function = task()
     n_threads = min(torch.get_num_threads() if n_threads is None else n_threads, -(-n_items // per_ticket))
-    described = [
-        (array.__array_interface__["data"][0], *array.shape, *([0] * (2 - array.ndim))) for array in arrays
-    ]
+    described = [(array.__array_interface__["data"][0], *array.shape, *([0] * (2 - array.ndim))) for array in arrays]
     words = (ctypes.c_int64 * (_HEADER + _WORDS_OF_ARRAY * len(arrays)))(0, n_items, per_ticket, *chain(*described))
     fork = _parallel_region()
     if n_threads <= 1:

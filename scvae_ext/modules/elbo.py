@@ -58,7 +58,7 @@ def divergences(
         As for :func:`elbo`.
     """
     qz, q_library = output.posterior.qz, output.posterior.log_library
-    kl = _StandardNormalKL.apply(qz.loc, qz.scale) if pz is None else -qz.entropy().sum(-1) - pz.log_prob(output.latent)
+    kl = _standard_normal_kl(qz) if pz is None else -qz.entropy().sum(-1) - pz.log_prob(output.latent)
     return kl, None if q_library is None or library_prior is None else kl_divergence(q_library, library_prior)
 
 
@@ -75,6 +75,11 @@ def kl_of_dimensions(qz: Normal) -> CellsByLatent:
         Posterior of each cell.
     """
     return 0.5 * (qz.loc.square() + qz.scale.square() - 1.0) - qz.scale.log()
+
+
+def _standard_normal_kl(qz: Normal) -> Float[Tensor, "*samples cells"]:
+    kl: Tensor = _StandardNormalKL.apply(qz.loc, qz.scale)  # type: ignore[no-untyped-call]
+    return kl
 
 
 class _StandardNormalKL(torch.autograd.Function):

@@ -207,7 +207,7 @@ class Dispersion(nn.Module):
         log_value: Tensor = self.log_value
         if self.of_cell is not None:
             log_value = log_value + full_precision(self.of_cell(hidden[..., : self.of_cell.in_features]))
-        value = functional.hardtanh(log_value, *LOG_DISPERSION_RANGE).exp()
+        value: Tensor = functional.hardtanh(log_value, *LOG_DISPERSION_RANGE).exp()
         rows = {"gene-batch": batch, "gene-label": label}
         return value[rows[self.kind]] if self.kind in rows else value
 
@@ -220,7 +220,7 @@ class _GaussianAroundMean(torch.autograd.Function):
         deviation = values - values.mean(dim=-1, keepdim=True)
         ctx.save_for_backward(deviation)
         ctx.precision = std**-2
-        return -0.5 * ctx.precision * deviation.square().sum()
+        return deviation.square().sum() * (-0.5 * std**-2)
 
     @staticmethod
     @once_differentiable

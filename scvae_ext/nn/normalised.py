@@ -1,10 +1,11 @@
 """Batch normalisation, rectification and dropout as one operation, where the processor's cache makes that pay."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -22,8 +23,8 @@ def normalise_and_rectify(
 ) -> Float[Tensor, "*samples cells hidden"]:
     """Return ``dropout(relu(batch_norm(x)))``, and update the running moments in training.
 
-    In training, in single precision on a CPU, that is one operation with a derivative of its own; the rate of dropout is
-    then rounded to a part in 65,536. Everywhere else it is what torch makes of the three.
+    In training, in single precision on a CPU, that is one operation with a derivative of its own; the rate of dropout
+    is then rounded to a part in 65,536. Everywhere else it is what torch makes of the three.
 
     Parameters
     ----------
@@ -45,8 +46,14 @@ def normalise_and_rectify(
     random = torch.empty(-(-rows.numel() // 4), dtype=torch.int64)
     if n_kept < _LEVELS:
         random.random_(-(2**63), None)
-    output: Tensor = _Normalised.apply(full_precision(rows), batch_norm.weight, batch_norm.bias, batch_norm, random, n_kept)  # type: ignore[no-untyped-call]
+    output: Tensor = _Normalised.apply(
+        full_precision(rows), batch_norm.weight, batch_norm.bias, batch_norm, random, n_kept
+    )  # type: ignore[no-untyped-call]
     return output.view(x.shape)
+
+
+def _array(buffer: Tensor | None) -> NDArray[Any]:
+    return cast(Tensor, buffer).numpy()
 
 
 class _Normalised(torch.autograd.Function):
@@ -55,8 +62,8 @@ class _Normalised(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, batch_norm: nn.BatchNorm1d, random: Tensor, n_kept: int
     ) -> Tensor:
         levels = random.numpy().view(np.uint16)[: x.numel()].reshape(x.shape)
-        running = batch_norm.running_mean.numpy(), batch_norm.running_var.numpy()
-        batch_norm.num_batches_tracked.numpy()[...] += 1
+        running = _array(batch_norm.running_mean), _array(batch_norm.running_var)
+        _array(batch_norm.num_batches_tracked)[...] += 1
         scale = weight.detach().numpy()
         output, standardised, inverse_std = normalised(
             x.detach().contiguous().numpy(),

@@ -1,7 +1,7 @@
 """AdamW without what torch's does for every parameter in every step."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ __all__ = ["LeanAdamW"]
 class LeanAdamW(torch.optim.AdamW):
     """AdamW whose step is one call of torch's fused kernel for each group of parameters, and little besides.
 
-    The same numbers as ``torch.optim.AdamW(..., fused=True)``, in whose steps a network of a dozen parameters spends more
-    time on lists, checks and one counter for each parameter than on the arithmetic.
+    The same numbers as ``torch.optim.AdamW(..., fused=True)``, in whose steps a network of a dozen parameters spends
+    more time on lists, checks and one counter for each parameter than on the arithmetic.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class LeanAdamW(torch.optim.AdamW):
 
     @override
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter.
 
         Parameters
@@ -55,7 +55,7 @@ class LeanAdamW(torch.optim.AdamW):
             counter += 1
             torch._fused_adamw_(
                 parameters,
-                [parameter.grad for parameter in parameters],
+                [cast(Tensor, parameter.grad) for parameter in parameters],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],

@@ -31,7 +31,9 @@ def road(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize(("n_threads", "n_items", "per_ticket"), [(1, 100, 7), (2, 100, 7), (8, 100, 1), (4, 3, 10), (4, 0, 2)])
+@pytest.mark.parametrize(
+    ("n_threads", "n_items", "per_ticket"), [(1, 100, 7), (2, 100, 7), (8, 100, 1), (4, 3, 10), (4, 0, 2)]
+)
 def test_every_item_is_done_once(road, n_threads, n_items, per_ticket):
     done, factor = np.zeros(n_items, dtype=np.int64), np.arange(5, dtype=np.float32)
     values = np.ones((n_items, 5), dtype=np.float32)
@@ -49,7 +51,8 @@ def test_threads_of_torch_are_the_default_and_stay_as_they_are(road):
 
 
 def test_tasks_of_several_threads_at_a_time_do_not_meet(road):
-    arrays = [(np.zeros(3000, dtype=np.int64), np.ones(2, np.float32), np.ones((3000, 2), np.float32)) for _ in range(4)]
+    ones = np.ones(2, np.float32), np.ones((3000, 2), np.float32)
+    arrays = [(np.zeros(3000, dtype=np.int64), *ones) for _ in range(4)]
     threads = [
         threading.Thread(target=in_team, args=(_count_and_scale, of_thread, 3000, 3), kwargs={"n_threads": 2})
         for of_thread in arrays

@@ -37,11 +37,12 @@ def test_values_derivatives_and_running_moments_are_those_of_torch_in_double_pre
     for ours, theirs in pairs:
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-4)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
-        torch.testing.assert_close(getattr(batch_norm, name).double(), getattr(exact, name).double(), rtol=1e-6, atol=1e-6)
+        found, expected = getattr(batch_norm, name).double(), getattr(exact, name).double()
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_dropout_leaves_its_share_out_and_keeps_the_expectation(batch_norm):
-    """The share that is left out has a standard deviation of sqrt(0.3 * 0.7 / n); five of them are one in 1.7 million."""
+    """Bounds of five standard deviations, sqrt(0.3 * 0.7 / n) of a share and sqrt(2 / n) of a variance."""
     x = torch.rand(4000, N_COLUMNS)
     with torch.no_grad():
         batch_norm.bias.fill_(20.0)  # nothing is rectified
@@ -50,10 +51,8 @@ def test_dropout_leaves_its_share_out_and_keeps_the_expectation(batch_norm):
     out = dropped == 0
     assert abs(out.double().mean() - 0.3) < 5 * (0.3 * 0.7 / out.numel()) ** 0.5
     torch.testing.assert_close(dropped[~out], kept[~out] / 0.7, rtol=1e-4, atol=0)
-    # Units of a row, and rows of a unit, are left out independently: variances of sums as of a binomial.
-    for axis in (0, 1):
-        n, sums = out.shape[axis], out.double().sum(axis)
-        assert 0.8 < sums.var() / (n * 0.21) < 1.25 or len(sums) == N_COLUMNS
+    # Units of a row are left out independently of each other: their number has the variance of a binomial.
+    assert abs(out.double().sum(1).var() / (N_COLUMNS * 0.3 * 0.7) - 1) < 5 * (2 / len(out)) ** 0.5
     # What was left out has no derivative.
     x = x.clone().requires_grad_()
     output = normalise_and_rectify(x, batch_norm, 0.3, True)

@@ -108,6 +108,4 @@ def test_the_prior_alone_pulls_pi_to_its_mode(kind):
     at_one_count = torch.ones(4, 5)
     hidden = HIDDEN.mean(0).expand(4, 3)
     inflated = ZeroInflated(Poisson(at_one_count), head(hidden, Poisson(at_one_count)))
-    torch.testing.assert_close(
-        inflated.zero_inflation_probability.mean(), torch.tensor(0.25), atol=0.01, rtol=0
-    )
+    torch.testing.assert_close(inflated.zero_inflation_probability.mean(), torch.tensor(0.25), atol=0.01, rtol=0)
