@@ -19,7 +19,7 @@ class LeanAdamW(torch.optim.AdamW):
     Parameters
     ----------
     groups
-        Groups of parameters, as for :class:`torch.optim.AdamW`; every parameter must receive a gradient in every step.
+        Groups of parameters, as for :class:`torch.optim.AdamW`.
     lr, weight_decay
         As for :class:`torch.optim.AdamW`.
 
@@ -46,20 +46,21 @@ class LeanAdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 result = closure()
         for group in self.param_groups:
-            parameters: list[Tensor] = group["params"]
+            parameters: list[Tensor] = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            self._begin([parameter for parameter in parameters if parameter not in self.state])
             states = [self.state[parameter] for parameter in parameters]
-            if not states[0]:
-                self._begin(parameters)
-            # One counter for the group, as each of its parameters is updated in every step.
-            counter = states[0]["step"]
-            counter += 1
+            # Parameters that began together share a counter.
+            for counter in {id(state["step"]): state["step"] for state in states}.values():
+                counter += 1
             torch._fused_adamw_(
                 parameters,
                 [cast(Tensor, parameter.grad) for parameter in parameters],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
-                [counter] * len(parameters),
+                [state["step"] for state in states],
                 lr=group["lr"],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
@@ -71,6 +72,8 @@ class LeanAdamW(torch.optim.AdamW):
         return result
 
     def _begin(self, parameters: list[Tensor]) -> None:
+        if not parameters:
+            return
         counter = torch.zeros((), dtype=torch.float32, device=parameters[0].device)
         for parameter in parameters:
             self.state[parameter].update(

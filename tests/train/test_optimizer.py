@@ -36,3 +36,18 @@ def test_a_closure_computes_the_gradients_and_its_value_is_returned():
 
     assert optimizer.step(closure) == 3
     torch.testing.assert_close(parameter.detach(), torch.full((3,), 0.5))
+
+
+def test_a_parameter_without_a_gradient_stays_as_it_is_and_begins_when_it_has_one():
+    ours, theirs = ([torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)] for _ in range(2))
+    optimizers = [LeanAdamW([{"params": ours}], lr=0.1, weight_decay=0.1)]
+    optimizers.append(torch.optim.AdamW([{"params": theirs}], lr=0.1, weight_decay=0.1))
+    for step in range(6):
+        for parameters, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            chosen = parameters[:1] if step < 3 else parameters
+            sum((parameter**2).sum() for parameter in chosen).backward()
+            optimizer.step()
+        assert step >= 3 or torch.equal(ours[1].detach(), torch.ones(3))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
