@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from scvae_ext.data import align, read_registry
 from scvae_ext.models import residual
 from scvae_ext.models.inference import Cells
 from scvae_ext.models.residual import FactorTest, choose_cells, choose_factors
@@ -17,7 +18,7 @@ def make(n_factors):
 
 
 @pytest.fixture
-def chosen(monkeypatch):
+def chosen(monkeypatch, adata):
     """Choose among three factors, each known by its first loading, where the evidence of any set of them is given."""
 
     def choose(evidence, n_cells=N_CELLS):
@@ -32,7 +33,7 @@ def chosen(monkeypatch):
             return evidence([round(value) - 1 for value in first.tolist()])
 
         monkeypatch.setattr(residual, "marginal_log_likelihood", score)
-        cells = Cells(None, np.arange(n_cells), torch.device("cpu"))
+        cells = Cells(align(adata, read_registry(adata)), np.arange(n_cells), torch.device("cpu"))
         vae, test = choose_factors(base, full, make, cells, seed=0)
         return vae is base, vae, test
 
