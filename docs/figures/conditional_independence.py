@@ -1,8 +1,9 @@
 """Figures and numbers of docs/diagnostics/conditional_independence.md.
 
-SCVAE_EXT_DATA=... python docs/figures/conditional_independence.py [rates simulated pbmc3k]
+SCVAE_EXT_DATA=... python docs/figures/conditional_independence.py [rates simulated factors pbmc3k]
 """
 
+import itertools
 import os
 import sys
 import warnings
@@ -95,6 +96,31 @@ def simulated():
         compare(f"simulated, {n_modules} modules", simulate(n_modules), [3, 10], [0, 2])
 
 
+def factors(seeds=(0, 1, 2), n_latent=(3, 10), n_modules=(2, 0)):
+    """Compare training with residual factors, those that train() keeps and two from the beginning, with none."""
+    for seed, of_modules, dimensions in itertools.product(seeds, n_modules, n_latent):
+        adata = simulate(of_modules, seed=seed)
+        sv.SCVAE.setup_anndata(adata)
+        models = [sv.SCVAE(adata, n_latent=dimensions, residual_rank=rank) for rank in (0, 2, 2)]
+        models[2].module = models[2]._with_factors(2)
+        for model in models if of_modules and dimensions == 3 else models[:2]:
+            model.train(**TRAINING)
+        text = f"seed {seed}, {of_modules} modules, {dimensions} dimensions:"
+        weights = [model.module.state_dict() for model in models[:2]]
+        if models[1].module.residual_rank == 0:
+            assert all(torch.equal(*pair) for pair in zip(*(each.values() for each in weights), strict=True))
+            text += " the very weights of the model without;"
+        scores = [
+            sv.diagnostics.evidence(model, indices=model.test_indices, n_samples=100, n_optimisation_steps=60)
+            for model in models
+            if model.is_trained and (model.module.residual_rank or models[1].module.residual_rank)
+        ]
+        for name, score in zip(("kept", "from the beginning"), scores[1:], strict=False):
+            gain = score.log_evidence - scores[0].log_evidence
+            text += f" {name} {gain.mean():.2f} ± {gain.std(ddof=1) / np.sqrt(len(gain)):.2f};"
+        print(f"{text}\n{models[1].residual_factor_test.round(3).to_string()}", flush=True)
+
+
 def pbmc3k():
     pbmc = variable_genes(ad.read_h5ad(DATA / "pbmc3k.h5ad"), 1000)
     result = compare("pbmc3k", pbmc, [2, 10], [0, 5])
@@ -111,7 +137,7 @@ def pbmc3k():
     compare("drawn from the model of pbmc3k", drawn, [10], [0])
 
 
-PARTS = {"rates": rates, "simulated": simulated, "pbmc3k": pbmc3k}
+PARTS = {"rates": rates, "simulated": simulated, "factors": factors, "pbmc3k": pbmc3k}
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:

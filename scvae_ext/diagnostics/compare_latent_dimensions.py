@@ -72,8 +72,9 @@ class LatentDimensionComparison:
         """Return one row for each setting, in the order in which they were given.
 
         ``rms_correlation`` and ``excess`` (with its standard deviation under independence), ``n_pairs`` and
-        ``n_modules`` are those of :class:`ConditionalIndependence`. ``difference`` is to the best setting, in nats per
-        held-out cell, with its paired ``standard_error``.
+        ``n_modules`` are those of :class:`ConditionalIndependence`. ``n_active_factors`` counts the residual factors
+        that :meth:`~scvae_ext.SCVAE.train` kept. ``difference`` is to the best setting, in nats per held-out cell, with
+        its paired ``standard_error``.
         """
         rows = {}
         for setting, found in self.dependence.items():
@@ -84,6 +85,7 @@ class LatentDimensionComparison:
                 "excess_error": found.excess_error,
                 "n_pairs": len(found.pairs),
                 "n_modules": found.n_modules,
+                "n_active_factors": self.models[setting].module.residual_rank,
                 "log_evidence": self.evidence[setting].mean,
                 "difference": difference,
                 "standard_error": error,

@@ -3,7 +3,8 @@
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
@@ -13,6 +14,7 @@ import torch
 from anndata import AnnData
 from anndata.compat import DaskArray
 from jaxtyping import Int
+from torch import Tensor
 
 from scvae_ext.data import CellSource, Registry, align, read_registry, setup_anndata, split_indices
 from scvae_ext.likelihoods import gene_statistics
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
     from scvae_ext.modules import VAE, DeterministicAutoencoder
+    from scvae_ext.train.history import History
 
 __all__ = ["BaseModel"]
 
@@ -309,9 +312,9 @@ class BaseModel(ABC):
         self.train_indices, self.validation_indices, self.test_indices = split
         if not self.is_trained:
             self._initialise(source, train)
-        try:
-            source.keep(validation)
-            fit(
+
+        def run(trainable: Trainable, plan: TrainingPlan) -> bool:
+            interrupted: bool = fit(
                 trainable,
                 source,
                 train,
@@ -324,10 +327,27 @@ class BaseModel(ABC):
                 trainer_options=trainer_options,
                 datamodule=datamodule,
             )
+            return interrupted
+
+        try:
+            source.keep(validation)
+            interrupted = run(trainable, plan)
             self.is_trained = True
+            if not interrupted:
+                cells = Cells(source, validation, self.device)
+                self._train_further(run, replace(plan, kl_warmup=kl_warmup), cells, history)
         finally:
             source.keep(np.arange(0))
             self._history_rows = history.rows
+
+    def _train_further(  # noqa: B027 (most models have nothing to do)
+        self,
+        run: Callable[[Trainable, TrainingPlan], bool],
+        plan: TrainingPlan,
+        held_out: Cells,
+        history: "History",
+    ) -> None:
+        """Do what follows a training that was not interrupted."""
 
     @abstractmethod
     def _trainable(self, plan: TrainingPlan) -> Trainable:
@@ -392,6 +412,7 @@ class BaseModel(ABC):
             "weights": weights_hash(self.module),
             "cells": self._cells_hash,
             "history": self._history_rows,
+            **self._described(),
             "split": {
                 name: None if indices is None else indices.tolist()
                 for name, indices in (
@@ -431,6 +452,7 @@ class BaseModel(ABC):
         model = cls.__new__(cls)
         try:
             model._build(Registry.from_dict(description["registry"]), description["options"], description["seed"])
+            model._restore(description, weights)
             model.module.load_state_dict(weights)
         except (RuntimeError, TypeError, KeyError) as error:
             raise ValueError(
@@ -447,6 +469,15 @@ class BaseModel(ABC):
         if adata is not None:
             model.adata = adata
         return model
+
+    def _described(self) -> dict[str, Any]:
+        """Return what a kind of model has to save besides what all have."""
+        return {}
+
+    def _restore(  # noqa: B027 (most models have nothing to do)
+        self, description: Mapping[str, Any], weights: Mapping[str, Tensor]
+    ) -> None:
+        """Take over what :meth:`_described` saved, and shape the module for the weights."""
 
     def __repr__(self) -> str:
         changed = ", ".join(f"{name}={value!r}" for name, value in self._options.items())

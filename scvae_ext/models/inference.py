@@ -145,17 +145,23 @@ def latent_mean(module: VAE, cells: Cells, n_samples: int, seed: int) -> Float[n
     return latent
 
 
-def residual_factors(module: VAE, cells: Cells) -> Float[np.ndarray, "cells residual"]:
-    """Return the posterior mean of each cell's residual factors.
+def residual_factors(
+    module: VAE, cells: Cells, places: Sequence[int], n_factors: int
+) -> Float[np.ndarray, "cells residual"]:
+    """Return the posterior mean of each cell's residual factors, zero for those that the module does without.
 
     Parameters
     ----------
     module, cells
         Of what.
+    places
+        Positions among all factors of those that the module has.
+    n_factors
+        Number of all factors.
     """
-    factors = np.empty((len(cells), module.residual_rank), dtype=np.float32)
+    factors = np.zeros((len(cells), n_factors), dtype=np.float32)
     for rows, minibatch in cells:
-        factors[rows] = module.encode(minibatch).qz.loc[:, module.n_latent :].cpu().numpy()
+        factors[rows, places] = module.encode(minibatch).qz.loc[:, module.n_latent :].cpu().numpy()
     return factors
 
 

@@ -1,6 +1,7 @@
 """The variational autoencoder of single-cell counts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -8,6 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
 from anndata.compat import DaskArray
 from jaxtyping import Float, Int
@@ -47,6 +49,7 @@ from scvae_ext.models.differential_expression import (
 )
 from scvae_ext.models.generation import Depth, SourceOfStates, as_anndata, draw_cells, fitted_depth
 from scvae_ext.models.groups import cells_of_groups, select_groups, select_labels, select_samples
+from scvae_ext.models.inference import Cells
 from scvae_ext.models.intervals import (
     Replicate,
     expression_interval,
@@ -65,6 +68,7 @@ from scvae_ext.models.query import (
     select_genes,
     select_options,
 )
+from scvae_ext.models.residual import FactorTest, add_factors, choose_cells, choose_factors
 from scvae_ext.models.results import weights_hash, write_gene_pairs, write_gene_result
 from scvae_ext.models.settings import read_setting
 from scvae_ext.models.state_shift import GroupedStates, grouped_states, state_shift
@@ -72,6 +76,7 @@ from scvae_ext.models.uncertainty import cell_uncertainty
 from scvae_ext.modules import VAE, DecoderKind, LatentDistribution, PriorKind, Trainable, trainable_bound
 from scvae_ext.nn import BatchRepresentation, DispersionKind, Normalisation, ZeroInflationKind
 from scvae_ext.train import TrainingPlan
+from scvae_ext.train.history import History
 
 __all__ = ["SCVAE"]
 
@@ -123,9 +128,10 @@ class SCVAE(BaseModel):
     n_prior_components
         Number of Gaussians of a learned prior; 20 where ``None``.
     residual_rank
-        Number of residual factors :math:`u_n \sim \mathcal N(0, I)` that add :math:`L u_n` to the log mean, past the
-        decoder: what genes share beyond z. They are inferred with z, count as latent dimensions in training, and are
-        not part of the latent representation.
+        Most residual factors :math:`u_n \sim \mathcal N(0, I)` that add :math:`L u_n` to the log mean, past the
+        decoder: what genes share beyond z. They are inferred with z, and are not part of the latent representation.
+        :meth:`train` trains without them first, then half as long again with them, and keeps those that the held-out
+        cells are better described with: see :attr:`residual_factor_test`. If none is, the model is the one without.
     decoder
         ``"nonlinear"``, or ``"linear"``: the logits of expression are linear in z and the covariates, and
         :meth:`get_loadings` says how. Hidden layers and their options are then those of the encoder alone.
@@ -152,6 +158,7 @@ class SCVAE(BaseModel):
     expression_key = "scvae_normalized"
     module: VAE
     _replicate: Replicate | None = None
+    _residual_test: FactorTest | None = None
 
     def __init__(
         self,
@@ -219,8 +226,15 @@ class SCVAE(BaseModel):
                 'use_observed_lib_size=False has no meaning for gene_likelihood="normal", whose values are normalised '
                 "by the observed library size: leave it at True."
             )
-        own = ("use_batch_norm", "use_layer_norm", "n_prior_components")
-        module = VAE(
+        module = self._make_vae(registry, options, 0)
+        if options["gene_likelihood"] in COUNT_LIKELIHOODS:
+            registry.require_counts(options["gene_likelihood"])
+        return module
+
+    def _make_vae(self, registry: Registry, options: Mapping[str, Any], n_factors: int) -> VAE:
+        """Build the module with some number of residual factors: none before training, later those that were kept."""
+        own = ("use_batch_norm", "use_layer_norm", "n_prior_components", "residual_rank")
+        return VAE(
             registry.n_genes,
             n_batches=registry.n_batches,
             n_labels=registry.n_labels,
@@ -230,11 +244,9 @@ class SCVAE(BaseModel):
             encoder_normalisation=_normalisation(options, "encoder"),
             decoder_normalisation=_normalisation(options, "decoder"),
             **_prior_components(options),
+            residual_rank=n_factors,
             **{name: value for name, value in options.items() if name not in own},
         )
-        if options["gene_likelihood"] in COUNT_LIKELIHOODS:
-            registry.require_counts(options["gene_likelihood"])
-        return module
 
     @override
     def _initialise(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:
@@ -257,6 +269,59 @@ class SCVAE(BaseModel):
                 "batch_key=... to setup_anndata, or leave batch_penalty at 0."
             )
         return trainable_bound(self.module, plan.objective, plan.n_samples, plan.free_bits, plan.batch_penalty)
+
+    @override
+    def _train_further(
+        self, run: Callable[[Trainable, TrainingPlan], bool], plan: TrainingPlan, held_out: Cells, history: History
+    ) -> None:
+        """Train on with residual factors, and keep those that held-out cells are better described with."""
+        if not self._residual_rank or self.module.residual_rank or self._residual_test is not None:
+            return
+        base, n_rows, last_step = self.module, len(history.rows), history.last("step")
+        finished = False
+        try:
+            self.module = full = add_factors(base, self._with_factors, self._residual_rank)
+            plan = replace(plan, max_steps=max(1, plan.max_steps // 2))
+            run(self._trainable(plan), plan)
+            cells = replace(held_out, positions=choose_cells(held_out.positions, self.seed))
+            self.module, test = choose_factors(base, full, self._with_factors, cells, self.seed)
+            finished = True
+        finally:
+            if not finished:
+                self.module = base
+            if self.module is base:
+                # Weights, steps and figures are then those of a model that never had factors.
+                del history.rows[n_rows:]
+        self._residual_test = replace(test, n_steps=int(history.last("step") - last_step))
+
+    def _with_factors(self, n_factors: int) -> VAE:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return self._make_vae(self.registry, self._options, n_factors).eval()
+
+    @property
+    def _residual_rank(self) -> int:
+        # Models saved before there were residual factors have no such option.
+        return int(self._options.get("residual_rank", 0))
+
+    @override
+    def _described(self) -> dict[str, Any]:
+        return {"residual_test": None if self._residual_test is None else self._residual_test.to_dict()}
+
+    @override
+    def _restore(self, description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        test = description.get("residual_test")
+        self._residual_test = None if test is None else FactorTest.from_dict(test)
+        n_factors = len(weights["encoder.mean.bias"]) - self.module.n_latent
+        if n_factors > 0:
+            self.module = self._with_factors(n_factors)
+
+    @override
+    def __repr__(self) -> str:
+        if self._residual_test is None:
+            return super().__repr__()
+        active = self._residual_test.active
+        return f"{super().__repr__()}, {sum(active)} of {len(active)} residual factors active"
 
     @override
     def _require_valid(self, source: CellSource) -> None:
@@ -375,7 +440,7 @@ class SCVAE(BaseModel):
         Returns
         -------
         numpy.ndarray
-            Of shape (cells, residual_rank), float32.
+            Of shape (cells, residual_rank), float32; zero, the mean of the prior, for a factor that is not active.
 
         Raises
         ------
@@ -386,7 +451,8 @@ class SCVAE(BaseModel):
         """
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         self._require_residual()
-        factors = Pieces(self.module, cells, inference.residual_factors, self.module.residual_rank).in_memory()
+        compute = partial(inference.residual_factors, places=self._active_factors, n_factors=self._residual_rank)
+        factors = Pieces(self.module, cells, compute, self._residual_rank).in_memory()
         self._write(adata, "obsm", key_added, factors, cells, write_subset, {})
         return factors
 
@@ -405,7 +471,8 @@ class SCVAE(BaseModel):
         Returns
         -------
         pandas.DataFrame
-            Of genes by residual factors, float32; also in ``adata.varm[key_added]``, as an array.
+            Of genes by residual factors, float32; also in ``adata.varm[key_added]``, as an array. Zero for a factor
+            that is not active.
 
         Raises
         ------
@@ -416,7 +483,45 @@ class SCVAE(BaseModel):
         """
         self._require_trained()
         self._require_residual()
-        return self._write_loadings(self.module.residual_loadings, "residual", key_added)
+        active = self.module.residual_loadings
+        loadings = active.new_zeros(len(active), self._residual_rank)
+        loadings[:, self._active_factors] = active
+        return self._write_loadings(loadings, "residual", key_added)
+
+    @property
+    def residual_factor_test(self) -> pd.DataFrame:
+        r"""What held-out cells say about each residual factor, and which are active.
+
+        A row for each factor: ``gain``, what the evidence of a cell loses without it, in nats, with its
+        ``standard_error`` over cells, and ``active``, whether it was kept, which it is where the gain is above two
+        standard errors. The row ``"together"`` has the gain of all such factors over the model that was trained without
+        any, which has to be above two standard errors as well; it is missing where no factor has a gain of its own.
+        Evidence is estimated from 50 samples of the encoder's posterior for each of the validation cells, of which
+        2,000 are drawn where there are more. A factor that is not active has no loadings and no place in the posterior:
+        it costs nothing. Where no cells were held out, all are active, and gains are missing.
+
+        Raises
+        ------
+        RuntimeError
+            If the model has not been trained, or training was interrupted before factors were added.
+        ValueError
+            If it was built without residual factors, or saved before they were tested.
+        """
+        self._require_trained()
+        self._require_residual()
+        if self._residual_test is None:
+            if self.module.residual_rank:
+                raise ValueError(
+                    "The model was saved by a version that did not test residual factors: all of them are active."
+                )
+            raise RuntimeError("Training was interrupted before residual factors were added: call model.train() again.")
+        return self._residual_test.to_frame()
+
+    @property
+    def _active_factors(self) -> list[int]:
+        if self._residual_test is None:
+            return list(range(self.module.residual_rank))
+        return [factor for factor, is_active in enumerate(self._residual_test.active) if is_active]
 
     def get_loadings(self, *, key_added: str | None = "scvae_loadings") -> pd.DataFrame:
         r"""Return by how much each latent dimension moves the log mean of each gene, in nats a unit of z.
@@ -468,7 +573,7 @@ class SCVAE(BaseModel):
         return frame
 
     def _require_residual(self) -> None:
-        if not self.module.residual_rank:
+        if not self._residual_rank:
             raise ValueError("The model has no residual factors: build it with residual_rank=1 or more, and train it.")
 
     def get_normalized_expression(
@@ -639,7 +744,9 @@ class SCVAE(BaseModel):
         twin.adata = simulated
         given = {"enable_progress_bar": False, **(train_options or {})}
         if "max_epochs" not in given and self._history_rows:
-            given.setdefault("max_steps", int(self._history_rows[-1]["step"]))
+            # Steps with residual factors come on top, half as many.
+            with_factors = 0 if self._residual_test is None else self._residual_test.n_steps
+            given.setdefault("max_steps", int(self._history_rows[-1]["step"]) - with_factors)
         twin.train(**given)
         twin.to_device(self.device)
         of_twin = twin._cells(None, None, None, False)[1]

@@ -15,6 +15,7 @@ from scvae_ext.modules.dependence import batch_dependence
 from scvae_ext.modules.elbo import elbo, log_importance_weights
 from scvae_ext.modules.outputs import Elbo, Objective, Posterior, SquaredError, VAEOutput
 from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
+from scvae_ext.modules.residual import copy_weights
 from scvae_ext.modules.surrogates import SURROGATES, GradientEstimator
 from scvae_ext.modules.trainable import Trainable
 from scvae_ext.modules.vae import VAE, DecoderKind, LatentDistribution
@@ -43,6 +44,7 @@ __all__ = [
     "VAEOutput",
     "VampPrior",
     "batch_dependence",
+    "copy_weights",
     "elbo",
     "held_fixed",
     "log_importance_weights",

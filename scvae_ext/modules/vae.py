@@ -170,7 +170,7 @@ class VAE(Trainable):
             n_residual=residual_rank,
         )
         if isinstance(self.decoder, LinearDecoder):
-            head = self._mean_head
+            head = self.mean_head
             head.linear = Loadings(head.linear.in_features, n_genes)
         self.library_encoder: LibraryEncoder | None = None
         if not use_observed_lib_size and not use_size_factor:
@@ -281,7 +281,7 @@ class VAE(Trainable):
         return latent.softmax(dim=-1) if self.latent_distribution == "ln" else latent
 
     @property
-    def _mean_head(self) -> ExpressionHead | LogExpressionHead:
+    def mean_head(self) -> ExpressionHead | LogExpressionHead:
         """Head of the mean, wherever in the likelihood it is."""
         heads = (ExpressionHead, LogExpressionHead)
         return next(module for module in self.likelihood.modules() if isinstance(module, heads))
@@ -289,14 +289,14 @@ class VAE(Trainable):
     @property
     def residual_loadings(self) -> Float[Tensor, "genes residual"]:
         """Loadings L, what residual factors of one add to the log mean of each gene."""
-        return self._mean_head.residual_loadings
+        return self.mean_head.residual_loadings
 
     @property
     def loadings(self) -> Float[Tensor, "genes latent"] | None:
         """What latent coordinates of one add to the logits of each gene, ``None`` where the decoder is not linear."""
         if not isinstance(self.decoder, LinearDecoder):
             return None
-        return self._mean_head.linear.weight[:, : self.n_latent]
+        return self.mean_head.linear.weight[:, : self.n_latent]
 
     def decode_hidden(
         self,

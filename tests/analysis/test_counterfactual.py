@@ -333,7 +333,9 @@ def test_shifts_of_states_that_are_not_the_latent_space(options):
     adata = adata[:300].copy()
     sv.SCVAE.setup_anndata(adata, batch_key="batch")
     model = sv.SCVAE(adata, n_latent=3, **options)
-    model.train(max_steps=60, accelerator="cpu", enable_progress_bar=False)
+    # Without held-out cells residual factors stay, needed or not.
+    model.train(max_steps=60, train_size=1.0, accelerator="cpu", enable_progress_bar=False)
+    assert model.module.residual_rank == options.get("residual_rank", 0)
     model.calibrate_intervals(train_options={"accelerator": "cpu", "max_steps": 2})
     cells = (adata.obs["batch"] == "batch_0").to_numpy()
     adata.obs["one"] = "all"

@@ -57,8 +57,11 @@ def test_figures_are_those_of_the_models_on_the_same_held_out_cells(compared):
     assert len(held_out) == 150
     for setting, model in compared.models.items():
         np.testing.assert_array_equal(model.test_indices, held_out)
-        assert (model.module.n_latent, model.module.residual_rank) == setting
+        assert (model._options["n_latent"], model._options["residual_rank"]) == setting
+        assert compared.to_frame()["n_active_factors"][setting] == model.module.residual_rank
         assert compared.dependence[setting].n_cells == 150
+    # The programmes need room where there is one dimension.
+    assert compared.models[1, 2].module.residual_rank == 2
     per_cell = pd.DataFrame({setting: found.log_evidence for setting, found in compared.evidence.items()})
     difference, error = compared.difference(Setting(4, 0), Setting(1, 0))
     assert difference == pytest.approx((per_cell[4, 0] - per_cell[1, 0]).mean())

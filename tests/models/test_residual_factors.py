@@ -5,9 +5,13 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
+from lightning.pytorch.callbacks import Callback
 
 from scvae_ext import SCVAE
 from scvae_ext.diagnostics import evidence, posterior_collapse
+from scvae_ext.models import scvae
+from scvae_ext.models.residual import FactorTest
+from scvae_ext.modules import copy_weights
 
 SMALL = {"n_hidden": 16, "n_latent": 3}
 # So few samples make evidence imprecise, which the function says.
@@ -57,9 +61,27 @@ def test_a_residual_factor_wins_evidence_where_there_is_a_module(fitted):
     assert mean > 5 * error
 
 
-def test_it_costs_nothing_where_there_is_none(fitted):
-    mean, error = gain(fitted, has_module=False)
-    assert mean > -max(3 * error, 0.3)
+def test_it_costs_nothing_at_all_where_there_is_none(fitted):
+    with_factor, without = (fitted[False, rank] for rank in (1, 0))
+    assert with_factor.residual_factor_test["active"].tolist() == [False, False]
+    for name, value in without.module.state_dict().items():
+        np.testing.assert_array_equal(with_factor.module.state_dict()[name], value, err_msg=name)
+    pd.testing.assert_frame_equal(
+        with_factor.history.drop(columns="seconds"), without.history.drop(columns="seconds"), check_exact=True
+    )
+    assert not with_factor.get_residual_factors(key_added=None).any()
+    assert not with_factor.get_residual_loadings(key_added=None).to_numpy().any()
+    assert repr(with_factor).endswith("trained, 0 of 1 residual factors active")
+
+
+def test_a_factor_that_is_kept_has_earned_it(fitted):
+    model = fitted[True, 1]
+    table = model.residual_factor_test
+    assert table.index.tolist() == ["residual_0", "together"]
+    assert table["active"].all()
+    assert (table["gain"] > 5 * table["standard_error"]).all()
+    assert model.history["step"].is_monotonic_increasing
+    assert model.history["step"].max() > fitted[True, 0].history["step"].max()
 
 
 def test_loadings_and_factors_are_those_that_the_data_were_drawn_from(fitted):
@@ -80,8 +102,6 @@ def test_loadings_and_factors_are_those_that_the_data_were_drawn_from(fitted):
     assert sign * np.corrcoef(factors[:, 0], model.adata.obs["factor"])[0, 1] > 0.85
     written = json.loads(model.adata.uns["scvae_ext"])["results"]
     assert {'varm["scvae_residual_loadings"]', 'obsm["X_scvae_residual"]'} <= set(written)
-    unneeded = fitted[False, 1].get_residual_loadings(key_added=None)
-    assert np.abs(unneeded.to_numpy()).mean() < 0.1
 
 
 def test_the_latent_representation_is_that_of_z_alone(fitted):
@@ -107,7 +127,8 @@ def test_the_latent_representation_is_that_of_z_alone(fitted):
 )
 def test_every_getter_works_and_a_loaded_model_gives_the_same(adata, tmp_path, options):
     model = SCVAE(adata, **SMALL, residual_rank=2, **options)
-    model.train(max_steps=20, **QUIET)
+    # Without held-out cells all factors stay.
+    model.train(max_steps=20, train_size=1.0, **QUIET)
     model.save(tmp_path / "model")
     again = SCVAE.load(tmp_path / "model", adata.copy())
     assert "residual_rank=2" in repr(again)
@@ -122,14 +143,87 @@ def test_every_getter_works_and_a_loaded_model_gives_the_same(adata, tmp_path, o
     table = posterior_collapse(model).to_frame()
     assert np.isfinite(table.to_numpy(dtype=float)).all()
     assert len(table) == 3
-    assert {"elbo_train", "kl_train", "elbo_validation"} <= set(model.history.columns)
+    assert {"elbo_train", "kl_train"} <= set(model.history.columns)
+    pd.testing.assert_frame_equal(again.residual_factor_test, model.residual_factor_test)
+
+
+@pytest.fixture
+def second_of_two(adata, monkeypatch):
+    """A model of which the first of two factors was taken out, as if by the evidence of held-out cells."""
+
+    def choose(base, full, make, cells, seed):
+        test = FactorTest((0.0, 1.0), (0.1, 0.1), (False, True), 1.0, 0.1, len(cells))
+        vae = make(1)
+        copy_weights(full, vae, [1])
+        return vae, test
+
+    monkeypatch.setattr(scvae, "choose_factors", choose)
+    model = SCVAE(adata, **SMALL, residual_rank=2)
+    model.train(max_steps=20, **QUIET)
+    return model
+
+
+def test_factors_keep_their_place_where_others_are_taken_out(second_of_two, tmp_path):
+    model = second_of_two
+    model.save(tmp_path / "model")
+    again = SCVAE.load(tmp_path / "model", model.adata.copy())
+    for each in (model, again):
+        assert each.module.residual_rank == 1
+        factors, loadings = each.get_residual_factors(), each.get_residual_loadings()
+        assert not factors[:, 0].any()
+        assert factors[:, 1].all()
+        assert not loadings["residual_0"].any()
+        assert loadings["residual_1"].any()
+        assert each.residual_factor_test["active"].tolist() == [False, True, True]
+        assert repr(each).endswith("1 of 2 residual factors active")
+    np.testing.assert_array_equal(again.get_residual_factors(), factors)
+    np.testing.assert_array_equal(again.get_elbo(), model.get_elbo())
+
+
+def test_training_that_goes_on_keeps_the_choice(second_of_two):
+    model = second_of_two
+    last = model.history["step"].max()
+    model.train(max_steps=20, **QUIET)
+    assert model.history["step"].max() == last + 20
+    assert model.module.residual_rank == 1
+
+
+def test_where_training_with_factors_fails_the_model_without_is_left(adata):
+    class FailsTheSecondTime(Callback):
+        n_fits = 0
+
+        def on_fit_start(self, trainer, pl_module):
+            self.n_fits += 1
+            if self.n_fits == 2:
+                raise RuntimeError("no more")
+
+    model = SCVAE(adata, **SMALL, residual_rank=2)
+    with pytest.raises(RuntimeError, match="no more"):
+        model.train(max_steps=20, callbacks=FailsTheSecondTime(), **QUIET)
+    assert model.is_trained
+    assert model.module.residual_rank == 0
+    assert model.history["step"].max() == 20
+    assert not model.get_residual_factors().any()
+    with pytest.raises(RuntimeError, match="before residual factors were added"):
+        _ = model.residual_factor_test
+    model.train(max_steps=20, **QUIET)
+    assert len(model.residual_factor_test) == 3
+
+
+def test_the_replicate_of_intervals_is_trained_as_long(second_of_two, monkeypatch):
+    given = []
+    monkeypatch.setattr(SCVAE, "train", lambda self, **options: given.append(options))
+    with pytest.raises(RuntimeError, match="has not been trained"):
+        second_of_two.calibrate_intervals()
+    assert second_of_two.history["step"].max() == 30
+    assert given[0]["max_steps"] == 20
 
 
 def test_genes_that_the_model_does_not_have_get_no_loading(adata):
     some_genes = adata[:, :20].copy()
     SCVAE.setup_anndata(some_genes)
     model = SCVAE(some_genes, **SMALL, residual_rank=1)
-    model.train(max_steps=5, **QUIET)
+    model.train(max_steps=5, train_size=1.0, **QUIET)
     model.adata = adata[:, ::-1].copy()
     loadings = model.get_residual_loadings()
     written = pd.Series(model.adata.varm["scvae_residual_loadings"][:, 0], index=model.adata.var_names)
@@ -159,6 +253,8 @@ def test_models_without_factors_or_training_have_none_to_show(model, adata):
         with pytest.raises(ValueError, match=r"residual_rank=1 or more"):
             getter()
     untrained = SCVAE(adata, residual_rank=1)
+    with pytest.raises(ValueError, match=r"residual_rank=1 or more"):
+        _ = model.residual_factor_test
     for getter in (untrained.get_residual_factors, untrained.get_residual_loadings):
         with pytest.raises(RuntimeError, match="has not been trained"):
             getter()
