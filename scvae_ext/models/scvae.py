@@ -1,5 +1,6 @@
 """The variational autoencoder of single-cell counts."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -293,6 +294,13 @@ class SCVAE(BaseModel):
                 # Weights, steps and figures are then those of a model that never had factors.
                 del history.rows[n_rows:]
         self._residual_test = replace(test, n_steps=int(history.last("step") - last_step))
+        if test.n_cells < 2:
+            warnings.warn(
+                f"All {self._residual_rank} residual factors were kept without a test, because {test.n_cells} cells were "
+                "held out: leave some to validation (train_size=0.9) to keep only those that describe cells better.",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def _with_factors(self, n_factors: int) -> VAE:
         with torch.random.fork_rng():

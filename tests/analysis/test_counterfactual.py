@@ -327,6 +327,7 @@ def test_groups_with_few_cells_or_none_at_all_say_nothing_of_a_shift():
     np.testing.assert_allclose(shift, np.tile(expected, (3, 1)), rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*kept without a test:UserWarning")
 @pytest.mark.parametrize("options", [{"residual_rank": 2}, {"latent_distribution": "ln"}])
 def test_shifts_of_states_that_are_not_the_latent_space(options):
     adata, _ = _known(confounded=True)

@@ -127,8 +127,8 @@ def test_the_latent_representation_is_that_of_z_alone(fitted):
 )
 def test_every_getter_works_and_a_loaded_model_gives_the_same(adata, tmp_path, options):
     model = SCVAE(adata, **SMALL, residual_rank=2, **options)
-    # Without held-out cells all factors stay.
-    model.train(max_steps=20, train_size=1.0, **QUIET)
+    with pytest.warns(UserWarning, match="All 2 residual factors were kept without a test, because 0 cells were held"):
+        model.train(max_steps=20, train_size=1.0, **QUIET)
     model.save(tmp_path / "model")
     again = SCVAE.load(tmp_path / "model", adata.copy())
     assert "residual_rank=2" in repr(again)
@@ -223,7 +223,8 @@ def test_genes_that_the_model_does_not_have_get_no_loading(adata):
     some_genes = adata[:, :20].copy()
     SCVAE.setup_anndata(some_genes)
     model = SCVAE(some_genes, **SMALL, residual_rank=1)
-    model.train(max_steps=5, train_size=1.0, **QUIET)
+    with pytest.warns(UserWarning, match="kept without a test"):
+        model.train(max_steps=5, train_size=1.0, **QUIET)
     model.adata = adata[:, ::-1].copy()
     loadings = model.get_residual_loadings()
     written = pd.Series(model.adata.varm["scvae_residual_loadings"][:, 0], index=model.adata.var_names)
