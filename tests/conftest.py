@@ -38,7 +38,7 @@ N_CHECKED_STEPS = 32
 @pytest.fixture(autouse=True, scope="session")
 def _types_are_checked_in_the_first_steps_of_a_training():
     """Check types where they can differ: each training's first steps and every validation; later steps cost half."""
-    from scvae_ext.train.lightning_module import TrainingModule  # noqa: PLC0415
+    from scvae_ext.train.lightning_module import TrainingModule
 
     training_step = TrainingModule.training_step
 
