@@ -42,8 +42,8 @@ SCATTER = (1 + H2) ** 2 / (H2 * (2 + H2))
 def ratios_at_the_middle_of_two_types(shares, n_replicates, n_samples, n_cells, seed):
     """Compare two groups of samples in independent replicates, at the middle of the first type and of the second.
 
-    A sample's share of the first type is a beta variate with the parameters that ``shares`` has for its group. Types are
-    ten standard deviations apart, and no cell that is asked for is one of the samples'.
+    A sample's share of the first type is a beta variate with the parameters that ``shares`` has for its group. Types
+    are ten standard deviations apart, and no cell that is asked for is one of the samples'.
     """
     rng = np.random.default_rng(seed)
     n_all = n_replicates * 2 * n_samples

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 from scipy.stats import multivariate_normal, norm
 
 from scvae_ext.analysis import gaussian_entropy, gaussian_information, label_probabilities
