@@ -8,19 +8,17 @@ import pytest
 import scvae_ext
 
 
-def _modules_after(code: str) -> set[str]:
-    script = f"import json, sys\n{code}\nprint(json.dumps(list(sys.modules)))"
+def test_imports_bring_nothing_heavy_and_plots_no_lightning():
+    """One process says what is loaded after each import; what an earlier one brought would show in the later ones."""
+    imports = ["import scvae_ext", "import scvae_ext.distributions", "scvae_ext.pl"]
+    script = "import json, sys\n" + "".join(f"{code}\nprint(json.dumps(list(sys.modules)))\n" for code in imports)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(json.loads(done.stdout))
-
-
-@pytest.mark.parametrize("code", ["import scvae_ext", "import scvae_ext.distributions"])
-def test_import_brings_nothing_heavy(code):
-    assert not _modules_after(code) & {"lightning", "pytorch_lightning", "scanpy", "matplotlib.pyplot", "sklearn"}
-
-
-def test_plots_do_not_need_lightning():
-    assert not _modules_after("import scvae_ext as sv; sv.pl") & {"lightning", "pytorch_lightning", "scanpy"}
+    of_package, of_distributions, of_plots = (set(json.loads(line)) for line in done.stdout.splitlines())
+    heavy = {"lightning", "pytorch_lightning", "scanpy"}
+    for modules in (of_package, of_distributions):
+        assert not modules & (heavy | {"matplotlib.pyplot", "sklearn"})
+    assert "matplotlib.pyplot" in of_plots
+    assert not of_plots & heavy
 
 
 @pytest.mark.parametrize("name", scvae_ext.__all__)

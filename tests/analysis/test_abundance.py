@@ -1,6 +1,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import kstest
+from scipy.stats import t as student
 
 from scvae_ext.analysis import AggregatedPosterior, DifferentialAbundance, abundance_ratio
 
@@ -31,43 +33,76 @@ def test_one_sample_has_no_spread():
     np.testing.assert_allclose(found.log_ratio, 0, atol=1e-12)
 
 
-def test_recovers_known_shares_of_known_types():
-    """Two types far apart; six samples in either group, whose shares of the first type vary about 0.6 and 0.2."""
-    rng = np.random.default_rng(0)
-    shares = np.concatenate([rng.beta(60, 40, 6), rng.beta(20, 80, 6)])
-    sample = np.repeat(np.arange(12), 120)
-    is_first = rng.random(len(sample)) < shares[sample]
+# Kernel and cells of a type are normal about the same point, with variances H2 and one in each of two dimensions.
+H2 = 0.6
+# E K^2 / (E K)^2 for such a kernel K: what a density at that point scatters by, times the number of cells.
+SCATTER = (1 + H2) ** 2 / (H2 * (2 + H2))
+
+
+def ratios_at_the_middle_of_two_types(shares, n_replicates, n_samples, n_cells, seed):
+    """Compare two groups of samples in independent replicates, at the middle of the first type and of the second.
+
+    A sample's share of the first type is a beta variate with the parameters that ``shares`` has for its group. Types
+    are ten standard deviations apart, and no cell that is asked for is one of the samples'.
+    """
+    rng = np.random.default_rng(seed)
+    n_all = n_replicates * 2 * n_samples
+    group = np.arange(n_all) % (2 * n_samples) // n_samples
+    share = rng.beta(*np.asarray(shares, dtype=float)[group].T)
+    sample = np.repeat(np.arange(n_all), n_cells)
+    is_first = rng.random(len(sample)) < share[sample]
     mean = np.where(is_first, -5.0, 5.0)[:, None] + rng.normal(size=(len(sample), 2))
-    variance = np.full(mean.shape, 0.3)
-    mixture = AggregatedPosterior(mean, variance, sample, 12)
-    log_prob = mixture.log_density(mean, variance, np.arange(len(sample)))
-    n_cells = 120 - (sample[:, None] == np.arange(12)).astype(int)
-    found = abundance_ratio(log_prob, n_cells, np.arange(12) < 6, np.arange(12) >= 6)
-    counts = np.bincount(sample[is_first], minlength=12) / 120
-    for kind, observed in ((is_first, counts), (~is_first, 1 - counts)):
-        truth = np.log(observed[:6].mean() / observed[6:].mean())
-        assert np.median(found.log_ratio[kind]) == pytest.approx(truth, abs=0.1)
-        # Samples scatter by their shares; the error knows that, and holds the truth for nearly all cells.
-        assert (np.abs(found.log_ratio[kind] - truth) < 3 * found.standard_error[kind]).mean() > 0.9
-    # Shares of twelve samples: the error of the log of the mean of six beta variates, and the kernel's noise above it.
-    least = np.sqrt(sum(part.var(ddof=1) / 6 / part.mean() ** 2 for part in (counts[:6], counts[6:])))
-    assert least < np.median(found.standard_error[is_first]) < 3 * least
+    mixture = AggregatedPosterior(mean, np.full(mean.shape, H2 / 2), sample, n_all)
+    points = np.array([[-5.0, -5.0], [5.0, 5.0]])
+    log_prob = mixture.log_density(points, np.full((2, 2), H2 / 2), np.array([-1, -1]))
+    log_prob = log_prob.reshape(2, n_replicates, 2 * n_samples)
+    in_one = np.arange(2 * n_samples) < n_samples
+    sizes = np.full((n_replicates, 2 * n_samples), n_cells)
+    return [abundance_ratio(of_type, sizes, in_one, ~in_one) for of_type in log_prob]
+
+
+def moments_of_the_log_ratio(shares, n_samples, n_cells):
+    r"""Return mean and variance of the log ratio to second order in the noise of the groups' mean densities.
+
+    A sample's density over the kernel's mean is an average of n_cells variables with the mean p and the second moment
+    p SCATTER, given its share p; p is a beta variate. With group means u and v and one cell of the population, the log
+    ratio is log(A u + B v) - log(B u + A v), with A = n_cells + 1/2 and B = 1/2.
+    """
+    a, b = np.asarray(shares, dtype=float).T
+    share = a / (a + b)
+    between = share * (1 - share) / (a + b + 1)
+    variance = (between + (share * SCATTER - share**2 - between) / n_cells) / n_samples
+    large, small = n_cells + 0.5, 0.5
+    one, two = large * share[0] + small * share[1], small * share[0] + large * share[1]
+    slopes = np.array([large / one - small / two, small / one - large / two])
+    curvatures = np.array([(small / two) ** 2 - (large / one) ** 2, (large / two) ** 2 - (small / one) ** 2])
+    return np.log(one / two) + 0.5 * curvatures @ variance, slopes**2 @ variance
+
+
+def within(values, expected, errors=4.0):
+    """Say whether the mean of independent values is that expected: four standard errors miss six times in 100,000."""
+    return abs(np.mean(values) - expected) < errors * np.std(values, ddof=1) / np.sqrt(len(values))
+
+
+def test_recovers_known_shares_of_known_types():
+    """Shares of the first type vary about 0.6 and 0.2; the second type has the rest."""
+    shares, n_samples, n_cells = [(60, 40), (20, 80)], 12, 60
+    found = ratios_at_the_middle_of_two_types(shares, 150, n_samples, n_cells, seed=0)
+    for of_type, parameters in zip(found, (shares, [each[::-1] for each in shares]), strict=True):
+        mean, variance = moments_of_the_log_ratio(parameters, n_samples, n_cells)
+        assert within(of_type.log_ratio, mean)
+        assert within((of_type.log_ratio - mean) ** 2, variance)
+        # The error is that of the ratio, with the samples' own shares in it.
+        assert within(of_type.standard_error**2, variance)
 
 
 @pytest.mark.parametrize("n_samples", [3, 8])
 def test_says_nothing_of_samples_that_do_not_differ(n_samples):
-    rng = np.random.default_rng(1)
-    sample = np.repeat(np.arange(2 * n_samples), 100)
-    mean, variance = rng.normal(size=(len(sample), 2)), np.full((len(sample), 2), 0.1)
-    mixture = AggregatedPosterior(mean, variance, sample, 2 * n_samples)
-    log_prob = mixture.log_density(mean, variance, np.arange(len(sample)))
-    n_cells = 100 - (sample[:, None] == np.arange(2 * n_samples)).astype(int)
-    found = abundance_ratio(
-        log_prob, n_cells, np.arange(2 * n_samples) < n_samples, np.arange(2 * n_samples) >= n_samples
-    )
-    assert abs(found.log_ratio.mean()) < 0.05
-    # Noise of the shares alone; with few samples their spread is known badly.
-    assert 0.5 < (found.log_ratio / found.standard_error).std() < 1.6
+    """Ratio over error follows Student's distribution, as for two groups of normal values of the same size."""
+    found = ratios_at_the_middle_of_two_types([(50, 50)] * 2, 1200 // n_samples, n_samples, 100, seed=1)
+    for of_type in found:
+        t = of_type.log_ratio / of_type.standard_error
+        assert kstest(t, student(2 * n_samples - 2).cdf).pvalue > 1e-4
 
 
 def test_says_it_in_words():

@@ -1,7 +1,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import kstest
+from scipy.special import kolmogi
+from scipy.stats import binom, kstest, norm
+from scipy.stats import t as student
 
 from scvae_ext.analysis import Novelty, rank_among, replicate_test
 
@@ -28,18 +30,29 @@ def test_compares_at_the_same_total():
     replicates = -300 * log_totals + rng.normal(size=(R, N))
     score = -300 * log_total + rng.normal(size=N)
     expected, z, p = replicate_test(score, log_total, replicates, log_totals)
-    np.testing.assert_allclose(expected, -300 * log_total, atol=2)
+    # A line through R normal values at known places: its error at another place, and Student's distribution of a new
+    # value's distance from it over their standard deviation.
+    centre = log_totals.mean(0)
+    error = np.sqrt(1 / R + (log_total - centre) ** 2 / np.square(log_totals - centre).sum(0))
+    assert kstest((expected + 300 * log_total) / error, "norm").pvalue > 1e-4
+    assert kstest(z / np.sqrt(1 + error**2), student(R - 2).cdf).pvalue > 1e-4
     assert kstest(jittered(p, R), "uniform").pvalue > 0.01
-    assert z.std() == pytest.approx(1, abs=0.1)
-    # Without the regression the spread of totals would hide any difference below 30 nats.
-    assert (replicate_test(score - 5, log_total, replicates, log_totals)[2] < 0.1).mean() > 0.95
+    # Without the regression the spread of totals would hide any difference below 30 nats. Five standard deviations
+    # below, a fourth of 40 replicates is as low (p > 0.1) in less than one of 1,000 cells.
+    at = np.linspace(-15, 5, 4001)
+    beyond = binom.sf(3, R, norm.cdf(at)) @ norm.pdf(at, loc=-5, scale=np.sqrt(1 + np.mean(error**2))) * (at[1] - at[0])
+    assert beyond < 1e-3
+    n_beyond = (replicate_test(score - 5, log_total, replicates, log_totals)[2] > 0.1).sum()
+    assert n_beyond <= binom.isf(1e-4, N, beyond)
 
 
 def test_z_says_by_how_much():
     rng = np.random.default_rng(2)
     expected, z, p = replicate_test(np.full(3, -7.0), np.zeros(3), rng.normal(3, 2, (4000, 3)), np.zeros((4000, 3)))
-    np.testing.assert_allclose(expected, 3, atol=0.15)
-    np.testing.assert_allclose(z, -5, atol=0.25)
+    # Standard errors of the mean and of the standard deviation of 4000 normal values; four of each.
+    of_mean, of_sd = 2 / np.sqrt(4000), 1 / np.sqrt(2 * 4000)
+    np.testing.assert_allclose(expected, 3, rtol=0, atol=4 * of_mean)
+    np.testing.assert_allclose(z, -5, rtol=0, atol=4 * np.hypot(5 * of_sd, of_mean / 2))
     np.testing.assert_allclose(p, 1 / 4001)
 
 
@@ -54,8 +67,12 @@ def test_rank_is_the_share_that_is_no_larger():
 
 def test_rank_of_exchangeable_values_is_uniform():
     rng = np.random.default_rng(3)
-    p = rank_among(rng.normal(size=N), rng.normal(size=3 * N))
-    assert kstest(p, "uniform").pvalue > 0.01
+    value, reference = rng.normal(size=N), rng.normal(size=3 * N)
+    p = rank_among(value, reference)
+    # All are ranked among the same: the distance from uniform is Kolmogorov's for two samples.
+    at = np.sort(p)
+    distance = np.maximum(np.arange(1, N + 1) / N - at, at - np.arange(N) / N).max()
+    assert distance < kolmogi(1e-4) * np.sqrt(1 / N + 1 / len(reference)) + 1 / len(reference)
 
 
 def test_says_it_in_words():

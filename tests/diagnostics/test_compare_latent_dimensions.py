@@ -29,7 +29,7 @@ def three_programmes():
 @pytest.fixture(scope="module")
 def compared(three_programmes):
     return compare_latent_dimensions(
-        three_programmes, [1, 4], [0, 2], model_options={"n_hidden": 32}, max_steps=250, train_size=0.6, **QUICK
+        three_programmes, [1, 4], [0, 2], model_options={"n_hidden": 32}, max_steps=150, train_size=0.6, **QUICK
     )
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import logsumexp
-from scipy.stats import norm
+from scipy.stats import kstest, norm
+from scipy.stats import t as student
 from stores import stored
 
 from scvae_ext import SCVAE
@@ -12,6 +13,8 @@ from scvae_ext.datasets import synthetic_counts
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 FACTOR = 3.0
+# Shares of a donor are Dirichlet variates with this sum of parameters.
+CONCENTRATION = 150
 
 
 @pytest.fixture(autouse=True)
@@ -61,11 +64,21 @@ def test_cells_come_in_the_asked_order_with_the_values_that_they_have_among_all(
     )
 
 
-def test_densities_of_some_cells_are_near_those_of_all(model):
-    whole = model.differential_abundance(sample_key="donor", key_added=None)
-    some = model.differential_abundance(sample_key="donor", num_cells_posterior=15, key_added=None)
-    assert (some.n_cells == 15).all()
-    assert np.corrcoef(some.log_prob.to_numpy().ravel(), whole.log_prob.to_numpy().ravel())[0, 1] > 0.9
+def test_densities_of_some_cells_are_those_of_all_in_the_mean(model):
+    """Fifteen of twenty cells of each sample, drawn without replacement: the variance of such a mean is known."""
+    mean, variance = (each.astype(float) for each in model.get_latent_representation(return_dist=True))
+    cell, other = 0, np.flatnonzero(np.arange(120) % 6 != 0)
+    kernel = np.exp(norm.logpdf(mean[cell], mean[other], np.sqrt(variance[cell] + variance[other])).sum(1))
+    kernel = kernel.reshape(-1, 5)  # donors d1 to d5 take turns
+    found = []
+    for seed in range(20):
+        some = model.differential_abundance(sample_key="donor", num_cells_posterior=15, seed=seed, key_added=None)
+        assert (some.n_cells == 15).all()
+        found.append(np.exp(some.log_prob.iloc[cell, 1:]))
+    of_draw = kernel.std(0, ddof=1) * np.sqrt((1 - 15 / 20) / 15)
+    # Four standard errors of the mean of as many draws, for each of five samples; and they do vary.
+    assert (np.abs(np.mean(found, axis=0) - kernel.mean(0)) < 4 * of_draw / np.sqrt(len(found))).all()
+    assert (np.std(found, axis=0) > 0).all()
 
 
 def test_reads_counts_from_disk(model, adata, tmp_path):
@@ -75,16 +88,23 @@ def test_reads_counts_from_disk(model, adata, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+N_DONORS, N_OF_DONOR = 10, 120
+
+
 @pytest.fixture(scope="module")
 def enriched():
-    """Ten donors of 120 cells; in five of them the first of three types is three times as frequent."""
+    """Ten donors; in five of them the first of three types is three times as frequent.
+
+    Which cells of a type a donor has is drawn at random, and the model does not know of donors.
+    """
     rng = np.random.default_rng(0)
     pool = synthetic_counts(4000, 60, n_types=3, n_latent=3, library_size=600, likelihood="poisson", seed=3)
     kind, rows, donor = pool.obs["cell_type"].cat.codes.to_numpy(), [], []
     left = [list(rng.permutation(np.flatnonzero(kind == k))) for k in range(3)]
-    for i in range(10):
+    for i in range(N_DONORS):
         share = 0.18 * (FACTOR if i < 5 else 1)
-        for k, n in enumerate(rng.multinomial(120, rng.dirichlet(150 * np.array([share, *[(1 - share) / 2] * 2])))):
+        shares = rng.dirichlet(CONCENTRATION * np.array([share, *[(1 - share) / 2] * 2]))
+        for k, n in enumerate(rng.multinomial(N_OF_DONOR, shares)):
             rows += [left[k].pop() for _ in range(n)]
             donor += [i] * n
     adata = pool[rows].copy()
@@ -92,37 +112,90 @@ def enriched():
     adata.obs["condition"] = ["case" if i < 5 else "control" for i in donor]
     SCVAE.setup_anndata(adata)
     model = SCVAE(adata, n_hidden=32, n_latent=3, gene_likelihood="poisson")
-    model.train(max_steps=600, **QUIET)
+    model.train(max_steps=300, **QUIET)
     return model
 
 
-def by_type(model, values):
-    return pd.Series(values, index=model.adata.obs_names).groupby(model.adata.obs["cell_type"], observed=True).median()
+@pytest.fixture(scope="module")
+def kernel(enriched):
+    """Density of each cell's posterior (column) at that of each other cell (row), one by one."""
+    mean, variance = (each.astype(float) for each in enriched.get_latent_representation(return_dist=True))
+    log_density = np.zeros((len(mean), len(mean)))
+    for m, v in zip(mean.T, variance.T, strict=True):
+        log_density += norm.logpdf(m[:, None], m, np.sqrt(v[:, None] + v))
+    np.fill_diagonal(log_density, -np.inf)
+    return np.exp(log_density)
 
 
-def test_recovers_by_which_factor_a_type_is_enriched(enriched):
+def log_ratio_by_hand(kernel, donor, one, two):
+    """The log ratio of mean densities, and its standard error, from a donor's number for each cell."""
+    of_donor = np.eye(N_DONORS)[donor]
+    weight = kernel @ of_donor
+    n_cells = of_donor.sum(0) - of_donor
+    population = weight.sum(1, keepdims=True) / n_cells.sum(1, keepdims=True)
+    relative = (weight + population) / ((n_cells + 1) * population)
+    means = [relative[:, group].mean(1) for group in (one, two)]
+    errors = [relative[:, group].std(1, ddof=1) / np.sqrt(len(group)) for group in (one, two)]
+    return np.log(means[0] / means[1]), np.hypot(errors[0] / means[0], errors[1] / means[1])
+
+
+def by_type(values, kind):
+    return np.array([np.median(values[kind == k]) for k in range(3)])
+
+
+def shuffled(donor, kind, rng):
+    """Give the cells of each type to the same numbers of cells of the donors, at random."""
+    donor = donor.copy()
+    for k in range(3):
+        donor[kind == k] = rng.permutation(donor[kind == k])
+    return donor
+
+
+CASES, CONTROLS = list(range(5)), list(range(5, 10))
+
+
+def test_recovers_by_which_factor_a_type_is_enriched(enriched, kernel):
     found = enriched.differential_abundance(sample_key="donor", groupby="condition", group1="case").ratio
     obs = enriched.adata.obs
-    shares = pd.crosstab(obs["donor"], obs["cell_type"], normalize="index")
-    is_case = np.array([name in {"d0", "d1", "d2", "d3", "d4"} for name in shares.index])
-    truth = np.log(shares[is_case].mean() / shares[~is_case].mean())
-    assert truth["type_0"] == pytest.approx(np.log(FACTOR), abs=0.25)
-    ratio, error = by_type(enriched, found.log_ratio), by_type(enriched, found.standard_error)
-    assert (np.abs(ratio - truth) < 2 * error).all()
-    assert (np.abs(ratio - truth) < 0.3).all()
-    assert ratio["type_0"] > 2 * error["type_0"]
-    assert (ratio[["type_1", "type_2"]] < 0).all()
+    donor, kind = obs["donor"].str[1:].astype(int).to_numpy(), obs["cell_type"].cat.codes.to_numpy()
+    ratio, error = log_ratio_by_hand(kernel, donor, CASES, CONTROLS)
+    np.testing.assert_allclose(found.log_ratio, ratio, atol=1e-5)
+    np.testing.assert_allclose(found.standard_error, error, rtol=1e-4)
+    # Given how many cells of a type each donor has, which ones are the donor's is chance, whatever the latent space
+    # is. The standard deviation of the median ratio by that chance comes from shuffles, by the code above.
+    rng = np.random.default_rng(1)
+    drawn = [
+        by_type(log_ratio_by_hand(kernel, shuffled(donor, kind, rng), CASES, CONTROLS)[0], kind) for _ in range(100)
+    ]
+    chance = np.std(drawn, axis=0, ddof=1)
+    numbers = pd.crosstab(donor, kind).to_numpy()
+    of_donor = (numbers + numbers.sum(0) / numbers.sum()) / (N_OF_DONOR + 1)
+    truth = np.log(of_donor[CASES].mean(0) / of_donor[CONTROLS].mean(0))
+    assert (np.abs(by_type(found.log_ratio, kind) - truth) < 4 * chance).all()
 
 
-def test_finds_nothing_between_samples_that_do_not_differ(enriched):
-    # Two cases and two controls in either half.
-    half = {"d0": "one", "d1": "one", "d5": "one", "d6": "one", "d4": "none", "d9": "none"}
-    enriched.adata.obs["half"] = enriched.adata.obs["donor"].astype(str).map(half).fillna("two")
-    options = {"sample_key": "donor", "groupby": "half", "group1": "one", "group2": "two", "key_added": None}
+def test_finds_nothing_between_samples_that_do_not_differ(enriched, kernel):
+    """Cells that are given to ten samples at random: ratio over error follows Student's distribution.
+
+    Each shuffle is of all cells, so that samples are exchangeable, and one cell is looked at in each.
+    """
+    rng = np.random.default_rng(2)
+    obs = enriched.adata.obs
+    donor = obs["donor"].str[1:].astype(int).to_numpy()
+    t = []
+    for _ in range(300):
+        shuffle, cell = rng.permutation(donor), rng.integers(len(donor))
+        ratio, error = log_ratio_by_hand(kernel, shuffle, CASES, CONTROLS)
+        t.append(ratio[cell] / error[cell])
+    assert kstest(t, student(8).cdf).pvalue > 1e-4
+    # The last of them, by the model.
+    obs["shuffled"] = pd.Categorical([f"d{i}" for i in shuffle])
+    obs["half"] = np.where(shuffle < 5, "one", "two")
+    options = {"sample_key": "shuffled", "groupby": "half", "group1": "one", "group2": "two", "key_added": None}
     found = enriched.differential_abundance(**options).ratio
-    assert (found.n_samples1, found.n_samples2) == (4, 4)
-    assert (np.abs(by_type(enriched, found.log_ratio)) < 0.3).all()
-    assert (np.abs(found.log_ratio) < 2 * found.standard_error).mean() > 0.75
+    assert (found.n_samples1, found.n_samples2) == (5, 5)
+    np.testing.assert_allclose(found.log_ratio, ratio, atol=1e-5)
+    np.testing.assert_allclose(found.standard_error, error, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def fitted(request):
     model = SCVAE(
         simulate(request.param), n_hidden=32, n_latent=N_LATENT, gene_likelihood=request.param, decoder="linear"
     )
-    model.train(max_steps=700, **QUIET)
+    model.train(max_steps=350, **QUIET)
     return model
 
 

@@ -6,9 +6,10 @@ import pytest
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 from scvae_ext import SCVAE
+from scvae_ext.models.uncertainty import STEP
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 NUMBERS = ["entropy", "information", "laplace_entropy", "label_entropy", "label_probability"]
@@ -34,10 +35,15 @@ def test_entropy_is_that_of_the_posterior(model):
 
 def test_labels_of_neighbours_are_mostly_the_cells_own(model, adata):
     frame = model.get_cell_uncertainty(labels_key="cell_type", key_added=None)
-    assert (frame["label"].astype(str) == adata.obs["cell_type"].astype(str)).mean() > 0.5
-    # Entropy is highest where no label is frequent.
-    assert np.corrcoef(frame["label_entropy"], frame["label_probability"])[0, 1] < -0.8
-    assert frame["label_entropy"].between(0, np.log(3)).all()
+    own = adata.obs["cell_type"].astype(str)
+    n_right = (frame["label"].astype(str) == own).sum()
+    # More than a guess of the most frequent label gets right but once in 10,000 times.
+    assert n_right > binom.isf(1e-4, len(own), own.value_counts(normalize=True).max())
+    # Entropy lies between that of as many equally frequent labels as the most frequent allows, and that where the
+    # others share the rest evenly.
+    p, rest = frame["label_probability"], np.maximum(1 - frame["label_probability"], 1e-300)
+    assert (frame["label_entropy"] > -np.log(p) - 1e-9).all()
+    assert (frame["label_entropy"] < -p * np.log(p) - rest * np.log(rest / 2) + 1e-9).all()
 
 
 @pytest.mark.parametrize("kind", ["simplex", "normal", "latent library"])
@@ -61,19 +67,49 @@ def test_cells_without_a_label_are_no_neighbours(model, adata):
     assert set(frame["label"].astype(str)) == {"type_0", "type_1"}
 
 
-@pytest.fixture(scope="module")
-def linear():
-    """Poisson counts from two factors, of 15 to 600 a cell, and the model of them."""
+def simulate_linear(depth):
+    """Poisson counts from two factors, in the mean of given numbers a cell."""
     rng = np.random.default_rng(0)
-    logits = rng.normal(0, 1, 40) + rng.normal(size=(1000, 2)) @ rng.normal(0, 0.5, (2, 40))
-    depth = np.exp(rng.uniform(np.log(15), np.log(600), 1000))
+    logits = rng.normal(0, 1, 40) + rng.normal(size=(len(depth), 2)) @ rng.normal(0, 0.5, (2, 40))
     mean = depth[:, None] * np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     counts = rng.poisson(mean).astype(np.float32)
     adata = AnnData(sp.csr_matrix(counts[counts.sum(1) > 0]))
     SCVAE.setup_anndata(adata)
+    return adata
+
+
+def train(adata, max_steps):
     model = SCVAE(adata, n_hidden=32, n_latent=2, gene_likelihood="poisson", decoder="linear")
-    model.train(max_steps=1000, **QUIET)
+    model.train(max_steps=max_steps, **QUIET)
     return model
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """Model of cells of 15 to 600 counts."""
+    depth = np.exp(np.random.default_rng(7).uniform(np.log(15), np.log(600), 1000))
+    return train(simulate_linear(depth), max_steps=1000)
+
+
+def paired(values):
+    """Mean over cells of the differences between steps, in its standard errors: four are exceeded once in 30,000."""
+    differences = np.diff(values, axis=0)
+    return differences.mean(1) / (differences.std(1, ddof=1) / np.sqrt(differences.shape[1]))
+
+
+def laplace_by_hand(model, adata=None):
+    """Entropy by the Fisher information of a log-linear Poisson model, and a bound of what finite differences change.
+
+    A derivative of exp(az) by a central difference of step h is sinh(ah) / (ah) times the right one, which is
+    1 + (ah)^2 / 6. Loadings are relative to their mean by the shares of genes: |a| is at most their range, and a
+    relative error of the derivatives by r changes each of the dimensions' half log precisions by r at most.
+    """
+    loadings = model.module.loadings.detach().double().numpy()
+    mean = model.get_likelihood_parameters(adata)["mean"].astype(float)
+    centred = loadings - (mean @ loadings / mean.sum(1, keepdims=True))[:, None, :]
+    precision = np.eye(2) + np.einsum("cg,cgd,cge->cde", mean, centred, centred)
+    entropy = 0.5 * (2 * np.log(2 * np.pi * np.e) - np.linalg.slogdet(precision)[1])
+    return entropy, 2 * (STEP * np.ptp(loadings, axis=0).max()) ** 2 / 6 + 1e-4
 
 
 def test_grows_as_counts_are_thinned(linear):
@@ -84,32 +120,29 @@ def test_grows_as_counts_are_thinned(linear):
         thinned = deep.copy()
         thinned.X = sp.csr_matrix(rng.binomial(deep.X.toarray().astype(int), share).astype(np.float32))
         frame = linear.get_cell_uncertainty(thinned, key_added=None)
-        entropy.append(frame["entropy"].mean())
-        information.append(frame["information"].mean())
-    assert (np.diff(entropy) > 0.1).all()
-    assert (np.diff(information) < -0.1).all()
+        entropy.append(frame["entropy"])
+        information.append(frame["information"])
+    assert (paired(entropy) > 4).all()
+    assert (paired(information) < -4).all()
 
 
 def test_entropy_by_the_decoder_grows_beyond_the_depths_that_were_trained_on(linear):
-    """The mean of the posterior stays, and counts become fewer: half a nat for each halving and dimension, at most."""
+    """Counts become fewer; the entropy is that of the closed form all the way."""
     size = np.asarray(linear.adata.X.sum(1)).ravel()
     entropy = []
     for share in (1.0, 0.5, 0.25, 0.1, 0.02):
         thinned = linear.adata[size > 300].copy()
         thinned.X = sp.csr_matrix(np.maximum(np.rint(share * thinned.X.toarray()), np.eye(40)[0]).astype(np.float32))
-        entropy.append(linear.get_cell_uncertainty(thinned, key_added=None)["laplace_entropy"].mean())
-    assert (np.diff(entropy) > 0.1).all()
-    assert np.diff(entropy)[0] < np.log(2) + 0.2
+        entropy.append(linear.get_cell_uncertainty(thinned, key_added=None)["laplace_entropy"])
+        expected, error = laplace_by_hand(linear, thinned)
+        np.testing.assert_allclose(entropy[-1], expected, rtol=0, atol=error)
+    assert (paired(entropy) > 4).all()
 
 
 def test_entropy_by_the_decoder_is_that_of_the_closed_form(linear):
-    loadings = linear.module.loadings.detach().double().numpy()
-    mean = linear.get_likelihood_parameters()["mean"].astype(float)
-    centred = loadings - (mean @ loadings / mean.sum(1, keepdims=True))[:, None, :]
-    precision = np.eye(2) + np.einsum("cg,cgd,cge->cde", mean, centred, centred)
-    expected = 0.5 * (2 * np.log(2 * np.pi * np.e) - np.linalg.slogdet(precision)[1])
+    expected, error = laplace_by_hand(linear)
     found = linear.get_cell_uncertainty(key_added=None)["laplace_entropy"]
-    np.testing.assert_allclose(found, expected, atol=0.02)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=error)
 
 
 def test_entropy_is_that_of_the_exact_posterior(linear):
@@ -124,28 +157,53 @@ def test_entropy_is_that_of_the_exact_posterior(linear):
     precision = 1.0 + (mean[:, :, None] * centred**2).sum(1)
     expected = 0.5 * np.log(2 * np.pi * np.e / precision).sum(1)
     found = linear.get_cell_uncertainty(key_added=None)["entropy"]
-    # The encoder is one function for all cells, trained for some seconds.
-    assert found.mean() == pytest.approx(expected.mean(), abs=0.25)
+    # An error of the logarithm of a standard deviation by e changes the share of a 90 % interval by 2 x phi(x) e, with
+    # x = 1.64. Below 0.11 in each dimension that is less than four standard errors of 1,000 cells.
+    x = norm.isf(0.05)
+    of_one = 4 * 0.3 / np.sqrt(len(found)) / (2 * x * norm.pdf(x))
+    assert found.mean() == pytest.approx(expected.mean(), abs=2 * of_one)
     assert np.corrcoef(found, expected)[0, 1] > 0.8
 
 
 @torch.no_grad()
+def draw(model, rng):
+    """States from the aggregated posterior, and counts from the decoder there, of the cells' own depths."""
+    mean, variance = model.get_latent_representation(return_dist=True)
+    state = mean + np.sqrt(variance) * rng.normal(size=mean.shape)
+    source = model._own_source().minibatch(np.arange(len(state)))
+    px = model.module.decode(torch.from_numpy(state.astype(np.float32)), source)
+    return state, rng.poisson(px.mean.numpy()).astype(np.float32)
+
+
 def test_posteriors_hold_the_states_that_cells_were_drawn_from(linear):
     """Simulation-based calibration: states from the aggregated posterior, counts from the decoder, and back."""
-    rng = np.random.default_rng(2)
-    mean, variance = linear.get_latent_representation(return_dist=True)
-    state = mean + np.sqrt(variance) * rng.normal(size=mean.shape)
-    source = linear._own_source().minibatch(np.arange(len(state)))
-    px = linear.module.decode(torch.from_numpy(state.astype(np.float32)), source)
-    drawn = rng.poisson(px.mean.numpy()).astype(np.float32)
+    state, drawn = draw(linear, np.random.default_rng(2))
     state, drawn = state[drawn.sum(1) > 0], drawn[drawn.sum(1) > 0]
     drawn = AnnData(sp.csr_matrix(drawn), var=linear.adata.var)
     found, spread = linear.get_latent_representation(drawn, return_dist=True)
     standardised = (state - found) / np.sqrt(spread)
-    assert np.abs(standardised.mean(0)).max() < 0.25
+    # The encoder is no exact posterior, and chance alone would allow 6 and 4 points (four standard errors of 1,000
+    # cells): ten are what the documentation states, of each dimension by itself.
     for level in (0.5, 0.9):
-        inside = (np.abs(standardised) < norm.ppf(0.5 + level / 2)).mean()
-        assert inside == pytest.approx(level, abs=0.1)
+        inside = (np.abs(standardised) < norm.ppf(0.5 + level / 2)).mean(0)
+        np.testing.assert_allclose(inside, level, rtol=0, atol=0.1)
+
+
+def test_a_model_of_one_depth_is_too_sure_of_shallower_cells():
+    """The limit that the documentation names: the encoder does not extrapolate; the decoder's entropy alone grows."""
+    model = train(simulate_linear(np.full(600, 300.0)), max_steps=500)
+    rng = np.random.default_rng(2)
+    state, drawn = draw(model, rng)
+    quarter = AnnData(sp.csr_matrix(rng.binomial(drawn.astype(int), 0.25).astype(np.float32)), var=model.adata.var)
+    found, spread = model.get_latent_representation(quarter, return_dist=True)
+    inside = (np.abs(state - found) < norm.ppf(0.95) * np.sqrt(spread)).mean(0)
+    assert (inside < 0.9 - 4 * 0.3 / np.sqrt(len(state))).all()
+    whole = AnnData(sp.csr_matrix(drawn), var=model.adata.var)
+    one, two = (model.get_cell_uncertainty(each, key_added=None) for each in (whole, quarter))
+    assert paired([one["laplace_entropy"], two["laplace_entropy"]])[0] > 4
+    assert paired([one["entropy"], two["entropy"]])[0] < -4
+    expected, error = laplace_by_hand(model, quarter)
+    np.testing.assert_allclose(two["laplace_entropy"], expected, rtol=0, atol=error)
 
 
 @pytest.mark.parametrize(
