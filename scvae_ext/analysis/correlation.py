@@ -63,11 +63,11 @@ def spearman_correlation(
     Ranks need all draws of a gene at once. In their place the first pass counts, for each gene, how many draws lie in
     each of ``n_intervals`` intervals between quantiles of a sample; the second correlates the mean ranks of these
     intervals. Draws within an interval count as ties. With the shares :math:`w` of draws that intervals hold and
-    :math:`d^2 = \sum w^3` (about :math:`6 / n^2` for n intervals between values of a sample), that changes a correlation
-    by :math:`2 d` at most (Cauchy-Schwarz), and where ranks depend on each other smoothly by no more than
-    :math:`2 d^2` and chance, of about :math:`d / \sqrt{n_\text{draws}}`. Where ``sample`` holds all values and intervals
-    one value each, the result is exact, ties included. Memory is that of a chunk, of genes times intervals and of genes
-    times genes.
+    :math:`d^2 = \sum w^3` (about :math:`6 / n^2` for n intervals between values of a sample), that changes a
+    correlation by :math:`2 d` at most (Cauchy-Schwarz), and where ranks depend on each other smoothly by no more than
+    :math:`2 d^2` and chance, of about :math:`d / \sqrt{n_\text{draws}}`. Where ``sample`` holds all values and
+    intervals one value each, the result is exact, ties included. Memory is that of a chunk, of genes times intervals
+    and of genes times genes.
 
     Parameters
     ----------
