@@ -5,6 +5,8 @@ five figures of how well batches are mixed and five of how well cell types are k
 the first plus 0.6 times that of the second, without rescaling between methods. Unlabelled cells are left out of it.
 Neural networks train on nine tenths of the cells and embed all; Harmony, Scanorama and principal components see all
 cells. Each finished run is a line in the results file, so that an interrupted benchmark goes on where it stopped.
+``--embeddings`` takes what another run of the same split has embedded already, such as the latent states of
+scvi-tools from ``quality.py``, which trains the same networks on the same cells.
 
     python3 -m venv .venv-scib && .venv-scib/bin/pip install -c constraints.txt . \
         && .venv-scib/bin/pip install -r benchmarks/requirements-integration.txt
@@ -119,6 +121,17 @@ def embed(tool: str, dataset: LabelledDataset, seed: int, smoke: bool) -> tuple[
     return by_scvae_ext(train, held_out, everything, batch_key, seed, PENALTIES[tool], smoke)
 
 
+def saved_embedding(folder: Path | None, tool: str, name: str, seed: int, n_cells: int) -> np.ndarray | None:
+    """Return the embedding of all cells that another run has saved, or None."""
+    path = folder / f"{name}-nb-{seed}-{tool}.npy" if folder else None
+    if path is None or not path.exists():
+        return None
+    latent = np.load(path)
+    if len(latent) != n_cells:
+        raise SystemExit(f"{path} has {len(latent)} rows for the {n_cells} cells of {name}")
+    return latent
+
+
 def exact_neighbours(values: np.ndarray, k: int):
     """Find neighbours by looking at all pairs, each cell its own first one."""
     from scib_metrics.nearest_neighbors import NeighborsResults
@@ -218,6 +231,7 @@ def main() -> None:
     parser.add_argument("--tools", nargs="+", default=TOOLS, choices=TOOLS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--embeddings", type=Path, help="folder of saved embeddings, {dataset}-nb-{seed}-{tool}.npy")
     parser.add_argument("--table", action="store_true", help="print the table of the finished runs and stop")
     parser.add_argument("--smoke", action="store_true", help="tiny synthetic data, to see that it runs")
     arguments = parser.parse_args()
@@ -234,8 +248,11 @@ def main() -> None:
                     wanted = (name, tool, seed)
                     if len(rows) and (rows[["dataset", "tool", "seed"]] == wanted).all(axis=1).any():
                         continue
-                    latent, elbo = embed(tool, LABELLED[name], seed, smoke=False)
-                    row = make_row(tool, name, seed, latent, elbo, scores(latent, LABELLED[name]))
+                    dataset = LABELLED[name]
+                    saved = saved_embedding(arguments.embeddings, tool, name, seed, dataset.load().n_obs)
+                    latent, elbo = embed(tool, dataset, seed, smoke=False) if saved is None else (saved, None)
+                    figures = scores(latent, dataset) | ({} if saved is None else {"saved": True})
+                    row = make_row(tool, name, seed, latent, elbo, figures)
                     print(json.dumps(row), flush=True)
                     with arguments.results.open("a") as stream:
                         stream.write(json.dumps(row) + "\n")
