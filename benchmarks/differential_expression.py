@@ -4,8 +4,9 @@ Cells of one type are split in two at random. As they are, no gene differs. Then
 change: its counts are thinned binomially in one half or, for every other such gene, in the other. Both packages are
 trained on these cells with their own defaults, without knowing the halves, and compare the halves in mode "change" at
 delta=0.25 and fdr_target=0.05; Wilcoxon's test is scanpy's, tie-corrected, by Benjamini and Hochberg at 0.05. It asks
-for any difference, not for one above a threshold, and so does a further row of ours, with delta=0. Realised are the share of flagged genes that were left alone, and the share of the thinned ones that are flagged; "power at 5%"
-lets each method rank the genes and goes down its list as long as the realised rate is at most 5%. Speed: ten groups of
+for any difference, not for one above a threshold, and so does a further row of ours, with delta=0. Realised are the
+share of flagged genes that were left alone, and the share of the thinned ones that are flagged; "power at 5%" lets
+each method rank the genes and goes down its list as long as the realised rate is at most 5%. Speed: ten groups of
 pbmc3k, each against all other cells, one thread. Each finished row is a line in the results file, and an interrupted
 benchmark goes on where it stopped.
 
