@@ -65,7 +65,8 @@ class FoldChangePosterior:
             The threshold; no change is above it where it is negative.
         """
         probability = self._changed_and_above(threshold) + self.no_change * (threshold < 0)
-        return np.clip(probability, 0.0, 1.0)
+        clipped: Float[np.ndarray, genes] = np.clip(probability, 0.0, 1.0)
+        return clipped
 
     def probability_below(self, threshold: float) -> Float[np.ndarray, "genes"]:
         """Return the probability of a log2 fold change below a threshold.
@@ -76,7 +77,8 @@ class FoldChangePosterior:
             The threshold; no change is below it where it is positive.
         """
         probability = 1.0 - self._changed_and_above(threshold) - self.no_change * (threshold <= 0)
-        return np.clip(probability, 0.0, 1.0)
+        clipped: Float[np.ndarray, genes] = np.clip(probability, 0.0, 1.0)
+        return clipped
 
     def _changed_and_above(self, threshold: float) -> Float[np.ndarray, "genes"]:
         # The mass of a node is spread evenly between the middles to its neighbours, but for that of no change at all.
