@@ -3,9 +3,10 @@
 Cells of one type are split in two at random. As they are, no gene differs. Then one gene in ten is given a known fold
 change: its counts are thinned binomially in one half or, for every other such gene, in the other. Both packages are
 trained on these cells with their own defaults, without knowing the halves, and compare the halves in mode "change" at
-delta=0.25 and fdr_target=0.05; Wilcoxon's test is scanpy's, tie-corrected, by Benjamini and Hochberg at 0.05. Realised
-are the share of flagged genes that were left alone, and the share of the thinned ones that are flagged; "power at 5%"
-lets each method rank the genes and goes down its list as long as the realised rate is at most 5%. Speed: ten groups of
+delta=0.25 and fdr_target=0.05; Wilcoxon's test is scanpy's, tie-corrected, by Benjamini and Hochberg at 0.05. It asks
+for any difference, not for one above a threshold, and so does a further row of ours, with delta=0. Realised are the
+share of flagged genes that were left alone, and the share of the thinned ones that are flagged; "power at 5%" lets
+each method rank the genes and goes down its list as long as the realised rate is at most 5%. Speed: ten groups of
 pbmc3k, each against all other cells, one thread. Each finished row is a line in the results file, and an interrupted
 benchmark goes on where it stopped.
 
@@ -43,6 +44,8 @@ EFFECTS = (0.0, 0.5, 1.0, 2.0)
 SHARE_PLANTED = 0.1
 MOST_GENES = 2000
 TARGET = 0.05
+# The model of the last row, which both rows of ours share.
+LAST_MODEL: dict[str, object] = {}
 
 
 def cells_of_one_type(setting: str) -> ad.AnnData:
@@ -80,18 +83,30 @@ def plant(adata: ad.AnnData, effect: float, share: float, seed: int) -> ad.AnnDa
     return ad.AnnData(counts, obs=obs, var=adata.var.assign(changed=changed))
 
 
-def by_scvae_ext(adata: ad.AnnData, seed: int, quick: bool) -> tuple[np.ndarray, np.ndarray, float]:
+def by_scvae_ext(
+    adata: ad.AnnData, seed: int, quick: bool, delta: float = 0.25
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Return how likely each gene is to differ, whether it is flagged, and seconds of the comparison."""
     import scvae_ext as sv
 
-    sv.SCVAE.setup_anndata(adata)
-    model = sv.SCVAE(adata, seed=seed)
-    model.train(accelerator="cpu", enable_progress_bar=False, max_steps=50 if quick else None)
+    of = (seed, quick, adata.shape, float(adata.X.sum()))
+    if LAST_MODEL.get("of") != of:
+        sv.SCVAE.setup_anndata(adata)
+        model = sv.SCVAE(adata, seed=seed)
+        model.train(accelerator="cpu", enable_progress_bar=False, max_steps=50 if quick else None)
+        LAST_MODEL.update(of=of, model=model)
     start = time.perf_counter()
-    table = model.differential_expression(groupby="half", group1="one", group2="two", fdr_target=TARGET)
+    table = LAST_MODEL["model"].differential_expression(
+        groupby="half", group1="one", group2="two", delta=delta, fdr_target=TARGET
+    )
     seconds = time.perf_counter() - start
     table = table.loc[adata.var_names]
     return table["proba_de"].to_numpy(), table[f"is_de_fdr_{TARGET}"].to_numpy(), seconds
+
+
+def by_scvae_ext_any(adata: ad.AnnData, seed: int, quick: bool) -> tuple[np.ndarray, np.ndarray, float]:
+    """As above, for any difference, which is what Wilcoxon's test asks for."""
+    return by_scvae_ext(adata, seed, quick, delta=0.0)
 
 
 def by_decoded_values(adata: ad.AnnData, seed: int, quick: bool) -> tuple[np.ndarray, np.ndarray, float]:
@@ -143,6 +158,7 @@ def by_wilcoxon(adata: ad.AnnData, seed: int, quick: bool) -> tuple[np.ndarray, 
 
 TOOLS = {
     "scvae-ext": by_scvae_ext,
+    "scvae-ext, delta=0": by_scvae_ext_any,
     "wilcoxon": by_wilcoxon,
     "decoded t-test": by_decoded_values,
     "scvi-tools": by_scvi,

@@ -71,7 +71,7 @@ def change_table(
     comparison
         Which units to compare.
     delta
-        Log2 fold change that counts as a difference; chosen from the data where ``None``.
+        Log2 fold change above which a difference counts, 0 for any; chosen from the data where ``None``.
     fdr_target
         False discovery rate to be expected of the genes that are flagged.
     sample
@@ -99,7 +99,7 @@ def change_table(
     posterior = fold_change_posterior(contrast)
     if delta is None:
         delta = max(SMALLEST_DELTA, SHARE_OF_CHANGE * posterior.typical_change)
-    up, down = posterior.probability_above(delta), 1.0 - posterior.probability_above(-delta)
+    up, down = posterior.probability_above(delta), posterior.probability_below(-delta)
     probability = np.maximum(up, down) if test_mode == "three" else np.minimum(up + down, 1.0)
     fdr = expected_fdr(probability)
     intervals = {

@@ -32,12 +32,15 @@ class FoldChangePosterior:
         Log2 fold changes, ascending for each gene.
     mass
         Probability of each; sums to one for each gene.
+    no_change
+        Probability of no change at all, which is part of the mass at zero.
     prior
         Share of genes without a difference, and of those in each normal component of the prior.
     """
 
     nodes: Float[np.ndarray, "genes nodes"]
     mass: Float[np.ndarray, "genes nodes"]
+    no_change: Float[np.ndarray, "genes"]
     prior: Float[np.ndarray, "components"]
 
     @property
@@ -61,13 +64,33 @@ class FoldChangePosterior:
         threshold
             The threshold; no change is above it where it is negative.
         """
-        # The mass of a node is spread evenly between the middles to its neighbours.
+        probability = self._changed_and_above(threshold) + self.no_change * (threshold < 0)
+        clipped: Float[np.ndarray, genes] = np.clip(probability, 0.0, 1.0)
+        return clipped
+
+    def probability_below(self, threshold: float) -> Float[np.ndarray, "genes"]:
+        """Return the probability of a log2 fold change below a threshold.
+
+        Parameters
+        ----------
+        threshold
+            The threshold; no change is below it where it is positive.
+        """
+        probability = 1.0 - self._changed_and_above(threshold) - self.no_change * (threshold <= 0)
+        clipped: Float[np.ndarray, genes] = np.clip(probability, 0.0, 1.0)
+        return clipped
+
+    def _changed_and_above(self, threshold: float) -> Float[np.ndarray, "genes"]:
+        # The mass of a node is spread evenly between the middles to its neighbours, but for that of no change at all.
         edges = np.empty((len(self.nodes), self.nodes.shape[1] + 1))
         edges[:, 1:-1] = 0.5 * (self.nodes[:, 1:] + self.nodes[:, :-1])
         edges[:, 0], edges[:, -1] = self.nodes[:, 0], self.nodes[:, -1]
         width = np.diff(edges, axis=1)
         share = np.clip((edges[:, 1:] - threshold) / np.where(width > 0, width, 1.0), 0.0, 1.0)
-        probability: Float[np.ndarray, genes] = np.minimum(np.einsum("gn,gn->g", self.mass, share), 1.0)
+        at_zero = np.arange(len(self.nodes)), (self.nodes == 0).argmax(1)
+        probability: Float[np.ndarray, genes] = (
+            np.einsum("gn,gn->g", self.mass, share) - self.no_change * share[at_zero]
+        )
         return probability
 
     def quantile(self, level: float) -> Float[np.ndarray, "genes"]:
@@ -124,8 +147,8 @@ def fold_change_posterior(contrast: Contrast) -> FoldChangePosterior:
         mass += share * density
     mass *= likelihood
     mass[at_zero] += prior[0] * no_change
-    mass /= mass.sum(1, keepdims=True)
-    return FoldChangePosterior(nodes, mass, prior)
+    total = mass.sum(1)
+    return FoldChangePosterior(nodes, mass / total[:, None], prior[0] * no_change / total, prior)
 
 
 def _normal_densities(nodes: Float[np.ndarray, "genes nodes"]) -> Iterator[Float[np.ndarray, "genes nodes"]]:

@@ -80,8 +80,10 @@ class ChangeOptions:
         for name, value in [("fdr_target", self.fdr_target), *(("cred_interval_lvls", each) for each in self.levels)]:
             if not 0 < value < 1:
                 raise ValueError(f"{name}={value!r} must lie between 0 and 1, as 0.05 does.")
-        if self.delta is not None and not 0 < self.delta < np.inf:
-            raise ValueError(f"delta={self.delta!r} must be a positive log2 fold change, or None to choose it.")
+        if self.delta is not None and not 0 <= self.delta < np.inf:
+            raise ValueError(
+                f"delta={self.delta!r} must be a log2 fold change: 0 for any difference, or None to choose it."
+            )
 
 
 @dataclass(frozen=True, eq=False)

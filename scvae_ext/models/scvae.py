@@ -1345,8 +1345,9 @@ class SCVAE(BaseModel):
         mode
             ``"change"`` or ``"vanilla"``.
         delta
-            Log2 fold change, up or down, above which a gene counts as different. ``None`` takes 0.6 times the mean
-            absolute fold change of the genes that differ under the fitted prior, and no less than 0.1.
+            Log2 fold change, up or down, above which a gene counts as different; 0 for any difference, which is what
+            rank tests ask for. ``None`` takes 0.6 times the mean absolute fold change of the genes that differ under
+            the fitted prior, and no less than 0.1.
         all_stats
             Whether to add means of the raw counts.
         batch_correction

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from scvae_ext.analysis import Contrast, CountContrast, fold_change_posterior
+from scvae_ext.analysis import Contrast, CountContrast, expected_fdr, fold_change_posterior
 from scvae_ext.analysis.shrinkage import SCALES
 
 
@@ -79,6 +79,22 @@ def test_probabilities_are_frequencies(genes, posterior):
     for low, high in ((0.0, 0.2), (0.2, 0.6), (0.6, 0.95), (0.95, 1.01)):
         chosen = (probability >= low) & (probability < high)
         assert differs[chosen].mean() == pytest.approx(probability[chosen].mean(), abs=0.1)
+
+
+def test_no_change_lies_neither_above_nor_below_zero(posterior):
+    above, below = posterior.probability_above(0.0), posterior.probability_below(0.0)
+    np.testing.assert_allclose(above + below + posterior.no_change, 1.0, atol=1e-9)
+    assert np.median(posterior.no_change) > 0.5
+    np.testing.assert_allclose(posterior.probability_above(-0.5) + posterior.probability_below(-0.5), 1.0)
+    np.testing.assert_allclose(posterior.probability_above(0.5) + posterior.probability_below(0.5), 1.0)
+
+
+def test_false_sign_rate_of_a_list_is_what_it_says(genes, posterior):
+    truth, _ = genes
+    above, below = posterior.probability_above(0.0), posterior.probability_below(0.0)
+    flagged = expected_fdr(np.maximum(above, below)) <= 0.05
+    assert flagged.sum() > 100
+    assert (np.sign(truth[flagged]) != np.where(above > below, 1, -1)[flagged]).mean() <= 0.075
 
 
 def test_intervals_cover(genes, posterior):

@@ -235,7 +235,7 @@ def test_random_states_stay_as_they_were(model):
         ({"groupby": "type", "group1": "z"}, "group1='z' is not in.*'a', 'b', 'c'"),
         ({"groupby": "small", "group1": "few"}, r"has 2 and 358 cells; each side needs 3.*'few' \(2\), 'many' \(178\)"),
         ({"groupby": "type", "mode": "other"}, 'use "change" or "vanilla"'),
-        ({"groupby": "type", "delta": -1.0}, "delta=-1.0 must be a positive"),
+        ({"groupby": "type", "delta": -1.0}, "delta=-1.0 must be a log2 fold change"),
         ({"groupby": "type", "fdr_target": 5}, "fdr_target=5 must lie between 0 and 1"),
         ({"groupby": "type", "test_mode": "four"}, 'use "two" or "three"'),
         ({"groupby": "type", "batchid1": ["one"]}, "need batch_correction=True"),
