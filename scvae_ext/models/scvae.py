@@ -296,8 +296,8 @@ class SCVAE(BaseModel):
         self._residual_test = replace(test, n_steps=int(history.last("step") - last_step))
         if test.n_cells < 2:
             warnings.warn(
-                f"All {self._residual_rank} residual factors were kept without a test, because {test.n_cells} cells "
-                "were held out: leave some to validation (train_size=0.9) to keep only those that describe cells better.",
+                f"All {self._residual_rank} residual factors were kept without a test: {test.n_cells} cells were held "
+                "out. Leave some to validation (train_size=0.9) to keep only the factors that describe cells better.",
                 UserWarning,
                 stacklevel=3,
             )

@@ -128,7 +128,7 @@ def test_the_latent_representation_is_that_of_z_alone(fitted):
 )
 def test_every_getter_works_and_a_loaded_model_gives_the_same(adata, tmp_path, options):
     model = SCVAE(adata, **SMALL, residual_rank=2, **options)
-    with pytest.warns(UserWarning, match="All 2 residual factors were kept without a test, because 0 cells were held"):
+    with pytest.warns(UserWarning, match="All 2 residual factors were kept without a test: 0 cells were held out"):
         model.train(max_steps=20, train_size=1.0, **QUIET)
     model.save(tmp_path / "model")
     again = SCVAE.load(tmp_path / "model", adata.copy())
