@@ -12,9 +12,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
+import typecheck
 from jaxtyping import config
 
 mpl.use("agg")
+typecheck.install()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -29,32 +31,6 @@ def _listen_to_interrupts():
 def _close_figures():
     yield
     plt.close("all")
-
-
-# All steps of a training call the same functions with the same kinds of tensors.
-N_CHECKED_STEPS = 32
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _types_are_checked_in_the_first_steps_of_a_training():
-    """Check types where they can differ: each training's first steps and every validation; later steps cost half."""
-    from scvae_ext.train.lightning_module import TrainingModule
-
-    training_step = TrainingModule.training_step
-
-    def checked_at_first(self, *args, **kwargs):
-        if self.step < N_CHECKED_STEPS:
-            return training_step(self, *args, **kwargs)
-        before = config.jaxtyping_disable
-        config.update("jaxtyping_disable", True)
-        try:
-            return training_step(self, *args, **kwargs)
-        finally:
-            config.update("jaxtyping_disable", before)
-
-    TrainingModule.training_step = checked_at_first
-    yield
-    TrainingModule.training_step = training_step
 
 
 @pytest.fixture

@@ -98,11 +98,15 @@ def abundance_ratio(
 
     .. math:: r_{ns} = \frac{N_s q_s(z_n) + q(z_n)}{(N_s + 1)\, q(z_n)}, \qquad
               \hat\beta_n = \log \bar r_{n1} - \log \bar r_{n2}, \qquad
-              \operatorname{se}^2_n = \sum_{g=1}^2 \frac{\operatorname{Var}_{s \in g}(r_{ns})}{S_g\,\bar r_{ng}^2}
+              \operatorname{se}^2_n = \max\Big(\sum_{g=1}^2 \frac{v_{ng}}{S_g\,\bar r_{ng}^2},\;
+              \phi_n \sum_{g=1}^2 \frac{1}{S_g\,\bar r_{ng}}\Big), \qquad
+              \phi_n = \frac{\sum_g (S_g - 1)\, v_{ng} / \bar r_{ng}}{\sum_g (S_g - 1)}
 
-    with the density :math:`q` of all samples' cells together and means over the :math:`S_g` samples of a group. The
-    one cell of the whole population that each sample gets bounds the ratio where a sample has no cell at all. A sample
-    counts the same whatever its number of cells. The standard error is that of the delta method.
+    with the density :math:`q` of all samples' cells together, and means and variances :math:`v` over the :math:`S_g`
+    samples of a group. The one cell of the whole population that each sample gets bounds the ratio where a sample has
+    no cell at all. A sample counts the same whatever its number of cells. The standard error is that of the delta
+    method, and no less than with a variance that is proportional to the mean, by one factor for both groups, as that of
+    numbers of cells is: where no sample of a group has a cell nearby, they do not differ, and say little all the same.
 
     Parameters
     ----------
@@ -121,6 +125,7 @@ def abundance_ratio(
     smoothed = np.logaddexp(weighted, np.log(PSEUDO_CELLS) + population) - np.log(n_cells + PSEUDO_CELLS)
     relative = np.exp(smoothed - population)
     log_ratio, variance = np.zeros(len(log_prob)), np.zeros(len(log_prob))
+    factor, inverse, n_free = np.zeros(len(log_prob)), np.zeros(len(log_prob)), 0
     for sign, group in ((1, one), (-1, two)):
         values = relative[:, group]
         mean = values.mean(axis=1)
@@ -128,4 +133,8 @@ def abundance_ratio(
         n_samples = values.shape[1]
         spread = values.var(axis=1, ddof=1) if n_samples > 1 else np.full(len(values), np.nan)
         variance += spread / (n_samples * mean**2)
+        factor += (n_samples - 1) * spread / mean
+        inverse += 1 / (n_samples * mean)
+        n_free += n_samples - 1
+    variance = np.maximum(variance, factor * inverse / max(n_free, 1))
     return AbundanceRatio(*names, log_ratio, np.sqrt(variance), int(one.sum()), int(two.sum()))

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import logsumexp
-from scipy.stats import kstest, norm
+from scipy.stats import norm
 from scipy.stats import t as student
 from stores import stored
 
@@ -134,9 +134,11 @@ def log_ratio_by_hand(kernel, donor, one, two):
     n_cells = of_donor.sum(0) - of_donor
     population = weight.sum(1, keepdims=True) / n_cells.sum(1, keepdims=True)
     relative = (weight + population) / ((n_cells + 1) * population)
-    means = [relative[:, group].mean(1) for group in (one, two)]
-    errors = [relative[:, group].std(1, ddof=1) / np.sqrt(len(group)) for group in (one, two)]
-    return np.log(means[0] / means[1]), np.hypot(errors[0] / means[0], errors[1] / means[1])
+    groups = relative[:, one], relative[:, two]
+    means, variances = np.stack([each.mean(1) for each in groups]), np.stack([each.var(1, ddof=1) for each in groups])
+    of_each = (variances / means**2).sum(0) / len(one)
+    of_both = (variances / means).mean(0) * (1 / means).sum(0) / len(one)
+    return np.log(means[0] / means[1]), np.sqrt(np.maximum(of_each, of_both))
 
 
 def by_type(values, kind):
@@ -161,41 +163,43 @@ def test_recovers_by_which_factor_a_type_is_enriched(enriched, kernel):
     ratio, error = log_ratio_by_hand(kernel, donor, CASES, CONTROLS)
     np.testing.assert_allclose(found.log_ratio, ratio, atol=1e-5)
     np.testing.assert_allclose(found.standard_error, error, rtol=1e-4)
+    # What is expected: shares of types as the kernel sees them, which takes part of its weight from other types.
+    numbers = pd.crosstab(donor, kind).to_numpy()
+    shares = (numbers + numbers.sum(0) / numbers.sum()) / (N_OF_DONOR + 1)
+    shares = np.stack([shares[CASES].mean(0), shares[CONTROLS].mean(0)])
+    of_type = np.stack([kernel[:, kind == k].mean(1) for k in range(3)])
+    expected = by_type(np.log(shares[0] @ of_type) - np.log(shares[1] @ of_type), kind)
     # Given how many cells of a type each donor has, which ones are the donor's is chance, whatever the latent space
-    # is. The standard deviation of the median ratio by that chance comes from shuffles, by the code above.
+    # is. The standard deviation of the median ratio by that chance comes from shuffles.
     rng = np.random.default_rng(1)
     drawn = [
         by_type(log_ratio_by_hand(kernel, shuffled(donor, kind, rng), CASES, CONTROLS)[0], kind) for _ in range(100)
     ]
     chance = np.std(drawn, axis=0, ddof=1)
-    numbers = pd.crosstab(donor, kind).to_numpy()
-    of_donor = (numbers + numbers.sum(0) / numbers.sum()) / (N_OF_DONOR + 1)
-    truth = np.log(of_donor[CASES].mean(0) / of_donor[CONTROLS].mean(0))
-    assert (np.abs(by_type(found.log_ratio, kind) - truth) < 4 * chance).all()
+    found, truth = by_type(found.log_ratio, kind), np.log(shares[0] / shares[1])
+    assert (np.abs(found - expected) < 4 * chance).all()
+    # States between types make ratios smaller, not larger; without any they are those of the shares.
+    assert (np.abs(found) < np.abs(truth) + 4 * chance).all()
+    assert (np.sign(expected) == np.sign(truth)).all()
 
 
 def test_finds_nothing_between_samples_that_do_not_differ(enriched, kernel):
-    """Cells that are given to ten samples at random: ratio over error follows Student's distribution.
-
-    Each shuffle is of all cells, so that samples are exchangeable, and one cell is looked at in each.
-    """
+    """Cells are dealt to donors at random, whatever their type."""
+    kind = enriched.adata.obs["cell_type"].cat.codes.to_numpy()
     rng = np.random.default_rng(2)
+    dealt = [rng.permutation(np.arange(len(kind)) % N_DONORS) for _ in range(100)]
+    by_hand = [log_ratio_by_hand(kernel, donor, CASES, CONTROLS) for donor in dealt]
+    chance = np.std([by_type(ratio, kind) for ratio, _ in by_hand], axis=0, ddof=1)
     obs = enriched.adata.obs
-    donor = obs["donor"].str[1:].astype(int).to_numpy()
-    t = []
-    for _ in range(300):
-        shuffle, cell = rng.permutation(donor), rng.integers(len(donor))
-        ratio, error = log_ratio_by_hand(kernel, shuffle, CASES, CONTROLS)
-        t.append(ratio[cell] / error[cell])
-    assert kstest(t, student(8).cdf).pvalue > 1e-4
-    # The last of them, by the model.
-    obs["shuffled"] = pd.Categorical([f"d{i}" for i in shuffle])
-    obs["half"] = np.where(shuffle < 5, "one", "two")
-    options = {"sample_key": "shuffled", "groupby": "half", "group1": "one", "group2": "two", "key_added": None}
+    obs["dealt"], obs["half"] = [f"d{i}" for i in dealt[0]], np.where(dealt[0] < 5, "one", "two")
+    options = {"sample_key": "dealt", "groupby": "half", "group1": "one", "key_added": None}
     found = enriched.differential_abundance(**options).ratio
-    assert (found.n_samples1, found.n_samples2) == (5, 5)
-    np.testing.assert_allclose(found.log_ratio, ratio, atol=1e-5)
-    np.testing.assert_allclose(found.standard_error, error, rtol=1e-4)
+    np.testing.assert_allclose(found.log_ratio, by_hand[0][0], atol=1e-5)
+    np.testing.assert_allclose(found.standard_error, by_hand[0][1], rtol=1e-4)
+    assert (np.abs(by_type(found.log_ratio, kind)) < 4 * chance).all()
+    # The error is no smaller than it ought to be: as many cells as Student's distribution says are beyond its bound.
+    beyond = [(np.abs(ratio) > student(8).isf(0.025) * error).mean() for ratio, error in by_hand]
+    assert np.mean(beyond) < 0.05 + 4 * np.std(beyond, ddof=1) / np.sqrt(len(beyond))
 
 
 @pytest.mark.parametrize(
