@@ -116,7 +116,7 @@ def test_cells_whose_evidence_is_not_precise_are_named(comparison):
 @pytest.mark.filterwarnings(r"ignore:\w+. The effective sample size")
 # Extra zeros show where few are expected without them.
 @pytest.mark.parametrize(
-    ("truth", "library_size", "max_steps"), [("poisson", 300, 300), ("nb", 300, 300), ("zinb", 1500, 600)]
+    ("truth", "library_size", "max_steps"), [("poisson", 300, 600), ("nb", 300, 600), ("zinb", 1500, 600)]
 )
 def test_the_likelihood_that_generated_the_data_is_named(truth, library_size, max_steps):
     adata = datasets.synthetic_counts(

@@ -10,7 +10,7 @@ from scvae_ext.diagnostics import ZeroInflation, zero_inflation
 from scvae_ext.diagnostics._zero_inflation_profile import PI_GRID, GeneProfiles
 
 N_GENES = 50
-TRAINING = {"max_steps": 250, "train_size": 0.6, "enable_progress_bar": False}
+TRAINING = {"max_steps": 600, "train_size": 0.6, "enable_progress_bar": False}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_the_same_cells_and_seed_give_the_same_result(trained, simulated):
 @pytest.mark.parametrize("likelihood", ["nb", "zinb"])
 def test_refits_give_a_spread_and_the_evidence_of_the_whole(trained, results, likelihood):
     model, alone = trained(likelihood), results[likelihood]
-    found = zero_inflation(model, n_refits=1, train_options={"max_steps": 250})
+    found = zero_inflation(model, n_refits=1, train_options={"max_steps": 600})
     frame = found.to_frame()
     assert (frame["pi_spread"] >= 0).all()
     assert frame["pi_spread"].max() > 0
