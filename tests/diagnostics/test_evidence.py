@@ -126,12 +126,13 @@ def _log_likelihood(model, z, x, library):
 def test_evidence_of_counts_is_the_integral_over_the_latent_space(
     trained, gene_likelihood, n_latent, n_points, proposal
 ):
-    model = trained(n_latent, max_steps=400, gene_likelihood=gene_likelihood)
+    # Gaussians that are fitted to each cell are to hold all of them, once the decoder has settled.
+    is_fitted = proposal == "optimised"
+    model = trained(n_latent, max_steps=400 if is_fitted else 150, gene_likelihood=gene_likelihood)
     found = evidence(model, indices=range(8), n_samples=4000, n_optimisation_steps=100, proposal=proposal)
-    # The encoder of so small a model misses some cells, and the effective sample size says which; a posterior that was
-    # fitted to the cell does not.
+    # The encoder of this small model misses a cell.
     trusted = found.effective_sample_size > 100
-    assert trusted.sum() >= (8 if proposal == "optimised" else 4)
+    assert trusted.sum() >= (8 if is_fitted else 7)
     x = model.adata.X[:8].toarray()
     points, log_weight = _grid(n_latent, n_points)
     at_points = _log_likelihood(model, points, x, x.sum(1, keepdims=True))
