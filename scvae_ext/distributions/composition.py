@@ -150,7 +150,7 @@ class _LogProbSum(torch.autograd.Function):
         ctx.n_of_mean, ctx.shapes = n_of_mean, (depth.shape, *(tensor.shape for tensor in of_logits))
         of_mean, of_zeros = of_logits[:n_of_mean], of_logits[n_of_mean:]
         logits = _logits(of_mean)
-        log_prob, by_logits, by_log_depth, minus_by_theta, by_zeros = composed_log_prob(
+        log_prob, by_logits, by_log_depth, minus_by_theta, by_zeros, _ = composed_log_prob(
             _rows(logits),
             depth.detach().expand(logits.shape[:-1]).reshape(-1).numpy(),
             SMALLEST_MEAN,

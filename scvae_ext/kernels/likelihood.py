@@ -33,7 +33,8 @@ def composed_log_prob(
     *,
     derivatives: bool = True,
     overwritten: tuple[bool, bool] = (False, False),
-) -> tuple[Floats, Floats, Floats, Floats, Floats | None]:
+    sums: bool = False,
+) -> tuple[Floats, Floats, Floats, Floats, Floats | None, Floats | None]:
     r"""Return the log-probability of the counts of each row, and its derivatives.
 
     .. math:: \mu_{rg} = \ell_r \operatorname{softmax}(a_r)_g + \varepsilon, \qquad
@@ -60,6 +61,8 @@ def composed_log_prob(
         Whether they are wanted; where not, their arrays are empty.
     overwritten
         Whether derivatives may be written over the logits of the mean, and over those of additional zeros.
+    sums
+        Whether sums over rows are wanted, and derivatives by theta of the single rows are not: their array is empty.
 
     Returns
     -------
@@ -73,6 +76,9 @@ def composed_log_prob(
         For each row and gene, its derivative by theta, negated.
     by_inflation
         For each row and gene, its derivative by the logit of additional zeros, where there are any.
+    sums
+        Sums over rows of the derivatives by logits, of those by theta, negated, and of those by the logits of
+        additional zeros, of shape (3, genes), where they are wanted.
     """
     n_rows, n_genes = logits.shape
     logits, depth, theta = map(np.ascontiguousarray, (logits, depth, theta))
@@ -80,7 +86,9 @@ def composed_log_prob(
     log_prob, by_log_depth = np.empty(n_rows, dtype=f32), np.empty(n_rows, dtype=f32)
     shape = (n_rows if derivatives else 0, n_genes)
     by_logits = logits if overwritten[0] and derivatives else np.empty(shape, dtype=f32)
-    minus_by_theta = np.empty(shape, dtype=f32)
+    minus_by_theta = np.empty((0, n_genes) if sums else shape, dtype=f32)
+    # Each ticket of the team has rows of its own to add to.
+    partial = np.zeros((3 * -(-n_rows // _ROWS_AT_A_TIME) if sums else 0, n_genes), dtype=f32)
     by_inflation = None
     if inflation is not None:
         by_inflation = inflation if overwritten[1] and derivatives else np.empty(shape, dtype=f32)
@@ -100,9 +108,11 @@ def composed_log_prob(
         by_log_depth,
         minus_by_theta,
         _NO_LOGITS if by_inflation is None else by_inflation,
+        partial,
     )
     in_team(_rows_task, arrays, n_rows, _ROWS_AT_A_TIME)
-    return log_prob, by_logits, by_log_depth, minus_by_theta, by_inflation
+    total = partial.reshape(-1, 3, n_genes).sum(0) if sums else None
+    return log_prob, by_logits, by_log_depth, minus_by_theta, by_inflation, total
 
 
 @task
@@ -111,7 +121,7 @@ def _rows_task(words: Any) -> None:
     theta_value, theta_slope, inflation = vector(words, 4), vector(words, 5), matrix(words, 6)
     values, gene_index, offsets = vector(words, 7), integers(words, 8), integers(words, 9)
     log_prob, by_logits, by_log_depth = vector(words, 10), matrix(words, 11), vector(words, 12)
-    minus_by_theta, by_inflation = matrix(words, 13), matrix(words, 14)
+    minus_by_theta, by_inflation, partial = matrix(words, 13), matrix(words, 14), matrix(words, 15)
     first, last = next_range(words)
     while first < last:
         _rows(
@@ -132,6 +142,7 @@ def _rows_task(words: Any) -> None:
             by_log_depth,
             minus_by_theta,
             by_inflation,
+            partial,
         )
         first, last = next_range(words)
 
@@ -155,6 +166,7 @@ def _rows(
     by_log_depth: Floats,
     minus_by_theta: Floats,
     by_inflation: Floats,
+    partial: Floats,
 ) -> None:
     """Do some rows, one after the other, so that what belongs to a row stays in the processor's cache."""
     n_genes, n_cells = logits.shape[1], offsets.size - 1
@@ -163,9 +175,11 @@ def _rows(
     for cell in range(n_cells):
         most = max(most, offsets[cell + 1] - offsets[cell])
     at, unwanted = np.empty((8, most), dtype=f32), np.empty((3, n_genes), dtype=f32)
-    wanted = by_logits.shape[0] > 0
+    wanted, summed = by_logits.shape[0] > 0, partial.shape[0] > 0
+    to_add_to = 3 * (first // _ROWS_AT_A_TIME)
     for row in range(first, last):
-        by_mean, by_theta = (by_logits[row], minus_by_theta[row]) if wanted else (unwanted[0], unwanted[1])
+        by_mean = by_logits[row] if wanted else unwanted[0]
+        by_theta = minus_by_theta[row] if wanted and not summed else unwanted[1]
         _softmax(logits[row], share)
         _at_zero(share, depth[row], smallest_mean, theta, log_probs, by_mean, by_theta)
         start, stop = offsets[row % n_cells], offsets[row % n_cells + 1]
@@ -190,6 +204,11 @@ def _rows(
             log_probs[gene], by_mean[gene], by_theta[gene] = at[4, k], at[5, k], at[6, k]
         log_prob[row] = _sum(log_probs)
         by_log_depth[row] = _through_softmax(share, depth[row], by_mean)
+        if summed:
+            _add(by_mean, partial[to_add_to])
+            _add(by_theta, partial[to_add_to + 1])
+            if inflation.size:
+                _add(by_inflation[row], partial[to_add_to + 2])
 
 
 @compiled()
@@ -239,6 +258,12 @@ def _sum(values: Floats) -> np.float32:
             part += value
         total += part
     return total
+
+
+@compiled()
+def _add(values: Floats, total: Floats) -> None:
+    for gene in range(values.size):
+        total[gene] += values[gene]
 
 
 @compiled()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from scvae_ext.likelihoods.base import Likelihood
+from scvae_ext.likelihoods.hand_derived import LikelihoodPass
 from scvae_ext.likelihoods.negative_binomial import NegativeBinomialLikelihood
 from scvae_ext.likelihoods.normal import NormalLikelihood
 from scvae_ext.likelihoods.poisson import PoissonLikelihood
@@ -17,6 +18,7 @@ __all__ = [
     "GeneLikelihood",
     "GeneStatistics",
     "Likelihood",
+    "LikelihoodPass",
     "NegativeBinomialLikelihood",
     "NormalLikelihood",
     "PoissonLikelihood",

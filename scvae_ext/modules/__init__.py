@@ -13,6 +13,7 @@ from scvae_ext.modules.bounds import (
 )
 from scvae_ext.modules.dependence import batch_dependence
 from scvae_ext.modules.elbo import elbo, log_importance_weights
+from scvae_ext.modules.hand_derived import HandDerivedElbo
 from scvae_ext.modules.outputs import Elbo, Objective, Posterior, SquaredError, VAEOutput
 from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
 from scvae_ext.modules.residual import copy_weights
@@ -30,6 +31,7 @@ __all__ = [
     "Elbo",
     "FreeBitsElbo",
     "GradientEstimator",
+    "HandDerivedElbo",
     "ImportanceWeighted",
     "ImportanceWeightedBound",
     "LatentDistribution",

@@ -2,6 +2,7 @@
 
 from scvae_ext.nn.covariates import BatchRepresentation, CovariateColumns
 from scvae_ext.nn.encoder import Encoder, LibraryEncoder
+from scvae_ext.nn.hand_derived import PerceptronPass, PosteriorPass, has_hand_derived_pass
 from scvae_ext.nn.heads import RESIDUAL_SCALE, Dispersion, DispersionKind, ExpressionHead, LogExpressionHead
 from scvae_ext.nn.linear_decoder import LinearDecoder, Loadings
 from scvae_ext.nn.mlp import MLP, Normalisation
@@ -22,7 +23,10 @@ __all__ = [
     "Loadings",
     "LogExpressionHead",
     "Normalisation",
+    "PerceptronPass",
+    "PosteriorPass",
     "SparseLinear",
     "ZeroInflationHead",
     "ZeroInflationKind",
+    "has_hand_derived_pass",
 ]

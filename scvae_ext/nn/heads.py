@@ -207,9 +207,34 @@ class Dispersion(nn.Module):
         log_value: Tensor = self.log_value
         if self.of_cell is not None:
             log_value = log_value + full_precision(self.of_cell(hidden[..., : self.of_cell.in_features]))
-        value: Tensor = functional.hardtanh(log_value, *LOG_DISPERSION_RANGE).exp()
+        value = _bounded_exp(log_value)
         rows = {"gene-batch": batch, "gene-label": label}
         return value[rows[self.kind]] if self.kind in rows else value
+
+    def of_genes(self) -> GeneValues:
+        """Return the values of kind ``"gene"``, without recording how they came about."""
+        return _bounded_exp(self.log_value.detach())
+
+    def gradient_of_genes(self, by_value: GeneValues, of_log_prior: float) -> GeneValues:
+        """Return the derivative by ``log_value`` of kind ``"gene"``.
+
+        Parameters
+        ----------
+        by_value
+            Derivative by the values.
+        of_log_prior
+            Derivative by :meth:`log_prior`.
+        """
+        log_value = self.log_value.detach()
+        lowest, highest = LOG_DISPERSION_RANGE
+        inside = (log_value > lowest) & (log_value < highest)
+        through_prior = (log_value - log_value.mean()) * (-(self.PRIOR_STD**-2) * of_log_prior)
+        return torch.addcmul(through_prior, by_value * inside, _bounded_exp(log_value))
+
+
+def _bounded_exp(log_value: Tensor) -> Tensor:
+    value: Tensor = functional.hardtanh(log_value, *LOG_DISPERSION_RANGE).exp()
+    return value
 
 
 class _GaussianAroundMean(torch.autograd.Function):

@@ -9,15 +9,25 @@ from scvae_ext.minibatch import SparseCounts
 from scvae_ext.nn.normalised import normalise_and_rectify
 from scvae_ext.nn.sparse_linear import SparseLinear
 
-__all__ = ["MLP", "Normalisation"]
+__all__ = ["MLP", "Layer", "Normalisation"]
 
 Normalisation = Literal["batch", "layer", "none"]
 
 BATCH_NORM_EPS = 1e-3
 
 
-class _Layer(nn.Module):
-    """Linear map of the input and of the covariates, normalisation, ReLU, dropout."""
+class Layer(nn.Module):
+    """Linear map of the input and of the covariates, normalisation, ReLU, dropout.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Number of inputs and of units.
+    n_covariates, normalisation, dropout_rate
+        As for :class:`MLP`.
+    sparse
+        Whether the input may be sparse counts.
+    """
 
     def __init__(
         self,
@@ -39,6 +49,13 @@ class _Layer(nn.Module):
     def forward(
         self, x: Float[Tensor, "*samples cells n_in"] | SparseCounts, covariates: Float[Tensor, "cells covariates"]
     ) -> Float[Tensor, "*samples cells hidden"]:
+        """Return the activations.
+
+        Parameters
+        ----------
+        x, covariates
+            As for :meth:`MLP.forward`.
+        """
         hidden: Tensor = self.linear(x)
         if self.covariates is not None:
             hidden = hidden + self.covariates(covariates)
@@ -83,7 +100,7 @@ class MLP(nn.Module):
         super().__init__()
         self.n_out = n_hidden
         self.layers = nn.ModuleList(
-            _Layer(
+            Layer(
                 n_hidden if depth else n_in,
                 n_hidden,
                 n_covariates if inject_everywhere or depth == 0 else 0,

@@ -71,12 +71,19 @@ class SparseLinear(nn.Module):
         """
         if not isinstance(x, SparseCounts):
             product = x @ self.weight
-        elif self._as_sum(x):
+        elif self.as_sum(x):
             product = _SparseProduct.apply(self.weight, x)  # type: ignore[no-untyped-call]
         else:
             product = x.dense() @ self.weight
         return product if self.bias is None else product + self.bias
 
-    def _as_sum(self, x: SparseCounts) -> bool:
+    def as_sum(self, x: SparseCounts) -> bool:
+        """Whether the map of sparse counts is computed as sums over their entries.
+
+        Parameters
+        ----------
+        x
+            The counts.
+        """
         few = len(x.values) <= MAX_DENSITY * x.n_cells * x.n_genes
         return few and x.values.device.type == "cpu" and x.values.dtype == self.weight.dtype

@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from scvae_ext.minibatch import Minibatch
-from scvae_ext.modules import Trainable
+from scvae_ext.modules import HandDerivedElbo, Objective, Trainable
 from scvae_ext.nn import Dispersion, Loadings, SparseLinear
 from scvae_ext.train.errors import TrainingDivergedError
 from scvae_ext.train.global_state import seed_of_process
@@ -90,20 +93,17 @@ class TrainingModule(LightningModule):
         if isinstance(optimizer, list):
             raise TypeError("configure_optimizers() must return one optimizer.")
         scores, n_cells = [], 0
+        by_hand = self._hand_derived()
         for minibatch in block:
             if self.step >= self.plan.max_steps:
                 break
             for group in optimizer.param_groups:
                 group["lr"] = self.plan.learning_rate_at(self.step) * group["lr_scale"]
-            objective = self.module.objective(minibatch)
-            loss = -objective.score(self.plan.kl_weight_at(self.step)).mean()
-            log_prior = self.module.log_prior()
-            if log_prior is not None:
-                loss = loss - log_prior / self.n_train
-            optimizer.zero_grad()
-            # Gradients keep the precision of what they belong to.
-            with torch.autocast(self.device.type, enabled=False):
-                self.manual_backward(loss)
+            kl_weight = self.plan.kl_weight_at(self.step)
+            if by_hand is not None and by_hand.takes(minibatch):
+                objective: Objective = by_hand.backward(minibatch, kl_weight, self.n_train)
+            else:
+                objective = self._backward(minibatch, kl_weight, optimizer)
             optimizer.step()
             with torch.no_grad():
                 terms = objective.terms()
@@ -115,6 +115,34 @@ class TrainingModule(LightningModule):
             of_block = torch.stack(scores)
             self._training.add(tuple(terms), _precise(of_block).sum(0), n_cells)
             self._end_block(of_block, tuple(terms))
+
+    def _backward(self, minibatch: Minibatch, kl_weight: float, optimizer: LightningOptimizer) -> Objective:
+        objective = self.module.objective(minibatch)
+        loss = -objective.score(kl_weight).mean()
+        log_prior = self.module.log_prior()
+        if log_prior is not None:
+            loss = loss - log_prior / self.n_train
+        optimizer.zero_grad()
+        # Gradients keep the precision of what they belong to.
+        with torch.autocast(self.device.type, enabled=False):
+            self.manual_backward(loss)
+        return objective
+
+    def _hand_derived(self) -> HandDerivedElbo | None:
+        """Return the objective whose gradients need no graph, where it is all that anybody asks for.
+
+        Processes that train together share gradients as torch's graph comes by them, and callbacks may want to see it.
+        """
+        hooks = ("on_before_backward", "on_after_backward", "on_before_zero_grad")
+        callbacks = getattr(self.trainer, "callbacks", [])
+        is_plain = (
+            self.device.type == "cpu"
+            and self.trainer.world_size == 1
+            and self.trainer.precision == "32-true"
+            and not torch.is_anomaly_enabled()
+            and not any(is_overridden(hook, callback, Callback) for hook in hooks for callback in callbacks)
+        )
+        return HandDerivedElbo.of(self.module) if is_plain else None
 
     def _end_block(self, sums: Tensor, names: tuple[str, ...]) -> None:
         """Raise at the first step of the block whose objective is not finite, and stop where a process was asked to.

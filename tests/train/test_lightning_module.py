@@ -1,9 +1,12 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scvae_ext.modules import VAE
+from scvae_ext.modules import VAE, HandDerivedElbo
 from scvae_ext.nn import Dispersion, SparseLinear
 from scvae_ext.train import TrainingPlan, lightning_module
 from scvae_ext.train.fit import fit
@@ -139,3 +142,56 @@ def test_a_block_waits_for_its_results_once(source, split, gene_likelihood):
         fit(module, source, *split, TrainingPlan(10, batch_size=32), seed=0, history=History(), **QUIET)
     assert [n_minibatches for n_minibatches, _ in waits] == [5, 5]
     assert [found for _, found in waits] == [["aten._local_scalar_dense.default"]] * 2
+
+
+class _Listener(Callback):
+    def __init__(self):
+        self.n = 0
+
+    def on_after_backward(self, trainer, module):
+        self.n += 1
+
+
+@pytest.mark.parametrize(
+    ("options", "callbacks", "is_by_hand"),
+    [
+        ({}, [], True),
+        ({}, [Callback()], True),
+        ({"precision": "bf16-mixed"}, [], False),
+        ({"detect_anomaly": True}, [], False),
+        ({}, [_Listener()], False),
+    ],
+    ids=["nothing else", "a callback that does not listen", "mixed precision", "anomalies", "a callback that listens"],
+)
+def test_gradients_are_hand_derived_where_nobody_asks_for_more(
+    source, split, vae, monkeypatch, options, callbacks, is_by_hand
+):
+    counted = []
+    backward = HandDerivedElbo.backward
+
+    def counting(self, minibatch, *arguments):
+        counted.append(minibatch.n_cells)
+        return backward(self, minibatch, *arguments)
+
+    monkeypatch.setattr(HandDerivedElbo, "backward", counting)
+    plan = TrainingPlan(7, batch_size=32, validate_every=5)
+    fit(vae, source, *split, plan, seed=0, history=History(), callbacks=callbacks, trainer_options=options, **QUIET)
+    assert counted == ([32] * 7 if is_by_hand else [])
+    assert [callback.n for callback in callbacks if isinstance(callback, _Listener)] in ([], [7])
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
+def test_training_by_hand_goes_the_way_of_training_by_graph(source, split, likelihood):
+    def history(listeners):
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            vae = VAE(20, n_batches=2, n_hidden=16, n_latent=3, gene_likelihood=likelihood)
+        rows, plan = History(), TrainingPlan(30, batch_size=32, validate_every=5)
+        fit(vae, source, *split, plan, seed=0, history=rows, callbacks=listeners, **QUIET)
+        return rows.to_frame().drop(columns="seconds")
+
+    by_hand, by_graph = history([]), history([_Listener()])
+    # Rounding is all that differs; Adam divides by gradients, and makes more of it from step to step.
+    np.testing.assert_allclose(by_hand, by_graph, rtol=1e-4)
+    # What is compared moves by far more than that.
+    assert all(abs(later / earlier - 1) > 1e-3 for earlier, later in pairwise(by_hand["elbo_train"]))

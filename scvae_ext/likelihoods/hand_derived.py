@@ -1,0 +1,113 @@
+"""Likelihoods whose derivatives are written down rather than recorded."""
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from scvae_ext.distributions import SMALLEST_MEAN
+from scvae_ext.kernels import composed_log_prob
+from scvae_ext.likelihoods.base import Likelihood
+from scvae_ext.likelihoods.negative_binomial import NegativeBinomialLikelihood
+from scvae_ext.likelihoods.zero_inflated import ZeroInflatedNegativeBinomialLikelihood
+from scvae_ext.minibatch import SparseCounts
+
+__all__ = ["LikelihoodPass"]
+
+
+class LikelihoodPass:
+    """From the decoder's activations to the log-probability of counts, on a CPU and in single precision.
+
+    Parameters
+    ----------
+    likelihood
+        A likelihood that :meth:`exists_for`.
+    """
+
+    def __init__(self, likelihood: Likelihood[Any]) -> None:
+        self._base, self._zeros = _parts(likelihood)
+        self._maps = [self._base.expression_head.linear, *([] if self._zeros is None else [self._zeros])]
+
+    @staticmethod
+    def exists_for(likelihood: Likelihood[Any]) -> bool:
+        """Whether it is a negative binomial with a dispersion a gene and shares of the library size, or its inflation.
+
+        Zero inflation has to be free for each cell and gene, without a prior; residual factors there must be none.
+
+        Parameters
+        ----------
+        likelihood
+            The likelihood.
+        """
+        if type(likelihood) is ZeroInflatedNegativeBinomialLikelihood:
+            zeros = likelihood.zero_inflation
+            if zeros.kind != "gene-cell" or zeros.prior is not None:
+                return False
+            likelihood = likelihood.base
+        if type(likelihood) is not NegativeBinomialLikelihood:
+            return False
+        head = likelihood.expression_head
+        return likelihood.dispersion.kind == "gene" and head.compositional and not head.n_residual
+
+    def forward(
+        self, hidden: Float[Tensor, "cells hidden"], depth: Float[Tensor, "cells"], counts: SparseCounts
+    ) -> Float[Tensor, "cells"]:
+        """Return the log-probability of the counts of each cell, in nats.
+
+        Parameters
+        ----------
+        hidden
+            Activations.
+        depth
+            Library sizes, in counts.
+        counts
+            The counts.
+        """
+        self._hidden = hidden
+        theta = self._base.dispersion.of_genes()
+        logits = [torch.addmm(each.bias.detach(), hidden, each.weight.detach().T).numpy() for each in self._maps]
+        log_prob, by_logits, _, _, by_zeros, sums = composed_log_prob(
+            logits[0],
+            depth.numpy(),
+            SMALLEST_MEAN,
+            theta.numpy(),
+            None if self._zeros is None else logits[1],
+            counts.by_cell,
+            overwritten=(True, True),
+            sums=True,
+        )
+        self._by_logits = [torch.from_numpy(array) for array in (by_logits, by_zeros) if array is not None]
+        of_mean, self._minus_by_theta, of_zeros = map(torch.from_numpy, cast(Any, sums))
+        self._by_biases = of_mean, of_zeros
+        return torch.from_numpy(log_prob)
+
+    def backward(self, of_log_prob: float, of_log_prior: float) -> Float[Tensor, "cells hidden"]:
+        """Set the gradients of all parameters, and return the derivative by the activations.
+
+        Parameters
+        ----------
+        of_log_prob
+            Derivative by the log-probability of each cell.
+        of_log_prior
+            Derivative by the log density of the prior on the parameters.
+        """
+        by_hidden = torch.empty_like(self._hidden)
+        for position, (linear, by_logits) in enumerate(zip(self._maps, self._by_logits, strict=True)):
+            # What is added to with a factor of zero is not read.
+            empty = torch.empty_like(linear.weight)
+            linear.weight.grad = empty.addmm_(by_logits.T, self._hidden, beta=0, alpha=of_log_prob)
+            linear.bias.grad = self._by_biases[position] * of_log_prob
+            by_hidden.addmm_(by_logits, linear.weight.detach(), beta=min(position, 1), alpha=of_log_prob)
+        dispersion = self._base.dispersion
+        by_theta = self._minus_by_theta * -of_log_prob
+        dispersion.log_value.grad = dispersion.gradient_of_genes(by_theta, of_log_prior)
+        return by_hidden
+
+
+def _parts(likelihood: Likelihood[Any]) -> tuple[NegativeBinomialLikelihood, nn.Linear | None]:
+    if isinstance(likelihood, ZeroInflatedNegativeBinomialLikelihood):
+        return likelihood.base, likelihood.zero_inflation.linear
+    if isinstance(likelihood, NegativeBinomialLikelihood):
+        return likelihood, None
+    raise TypeError(f"There are no hand-derived gradients of a {type(likelihood).__name__}.")
