@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 # Parallel workers share the cores; this has to stand before torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -17,6 +18,23 @@ from jaxtyping import config
 
 mpl.use("agg")
 typecheck.install()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Let slow tests run without being traced, which would make them half as slow again.
+
+    They train and sample for long what quick tests have gone through before.
+    """
+    coverage = sys.modules.get("coverage")
+    tracer = coverage.Coverage.current() if coverage is not None and item.get_closest_marker("slow") else None
+    if tracer is None:
+        return (yield)
+    tracer.stop()
+    try:
+        return (yield)
+    finally:
+        tracer.start()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -107,6 +107,7 @@ def test_recovers_known_shares_of_known_types():
         assert squared.mean() > variance - 4 * squared.std(ddof=1) / np.sqrt(len(squared))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_samples", "h2", "least"), [(3, H2, 1e-4), (8, H2, 1e-4), (4, 0.003, 0.0)])
 def test_says_nothing_of_samples_that_do_not_differ(n_samples, h2, least):
     """As many are beyond Student's bound of 5 % as ought to be, by a binomial distribution with false alarms of 1e-4.

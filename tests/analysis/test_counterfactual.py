@@ -37,9 +37,9 @@ def _known(confounded):
     return adata, truth
 
 
-def _trained(adata, **setup):
+def _trained(adata, seed=0, **setup):
     sv.SCVAE.setup_anndata(adata, **setup)
-    model = sv.SCVAE(adata, n_latent=5)
+    model = sv.SCVAE(adata, n_latent=5, seed=seed)
     model.train(max_steps=500, accelerator="cpu", enable_progress_bar=False)
     model.calibrate_intervals(train_options={"accelerator": "cpu"})
     return model
@@ -49,6 +49,13 @@ def _trained(adata, **setup):
 def randomised():
     adata, truth = _known(confounded=False)
     return _trained(adata, batch_key="batch"), truth
+
+
+@pytest.fixture(scope="module")
+def refitted(randomised):
+    """The same, and three models that other seeds gave: how wide intervals are differs from fit to fit."""
+    model, truth = randomised
+    return [model, *(_trained(model.adata.copy(), seed, batch_key="batch") for seed in (1, 2, 3))], truth
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +70,17 @@ def with_covariates():
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0.5, 0.8, 0.9, 0.95])
-def test_intervals_of_counterfactual_expression_hold_the_known_intervention(randomised, level):
-    model, truth = randomised
-    found = model.counterfactual({"batch": "batch_1"}, level=level, key_added=None)
-    switched = (model.adata.obs["batch"] == "batch_0").to_numpy()
-    inside = (truth[1] >= found.lower) & (truth[1] <= found.upper)
-    assert inside[switched].mean() == pytest.approx(level, abs=0.05)
+def test_intervals_of_counterfactual_expression_hold_the_known_intervention(refitted, level):
+    models, truth = refitted
+    switched = (models[0].adata.obs["batch"] == "batch_0").to_numpy()
+    shares = []
+    for model in models:
+        found = model.counterfactual({"batch": "batch_1"}, level=level, key_added=None)
+        inside = (truth[1] >= found.lower) & (truth[1] <= found.upper)
+        shares.append(inside[switched].mean())
+    assert np.mean(shares) == pytest.approx(level, abs=0.05)
 
 
 @pytest.mark.parametrize("shift_within", [None, "cell_type"])

@@ -113,6 +113,7 @@ def test_a_result_as_a_table_and_in_words():
     assert "factor of 2.00" in str(result)
 
 
+@pytest.mark.slow
 def test_intervals_of_expression_hold_the_known_truth(trained):
     truth = trained.adata.layers["expression"]
     for level in LEVELS:

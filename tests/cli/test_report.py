@@ -26,6 +26,7 @@ def _error(capsys, *arguments):
     return captured.err
 
 
+@pytest.mark.slow
 def test_report_of_a_model_that_fit_saved(saved, tmp_path, capsys):
     out = tmp_path / "report.html"
     assert main(["report", str(saved / "model"), str(saved / "counts.h5ad"), "--out", str(out)]) == 0

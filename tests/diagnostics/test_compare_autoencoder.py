@@ -125,6 +125,7 @@ def test_measures_are_those_of_the_models(result):
     assert result.coverage.loc[0.9, "autoencoder"] < result.coverage.loc[0.9, "vae"] - 0.03
 
 
+@pytest.mark.slow
 def test_a_broken_generator_is_caught(result):
     before = result.measures["generated_auc"]
     bias = next(
@@ -146,6 +147,7 @@ def test_a_broken_generator_is_caught(result):
     assert broken.measures["held_out_error"].autoencoder == result.measures["held_out_error"].autoencoder
 
 
+@pytest.mark.slow
 def test_a_model_that_decodes_all_cells_alike_has_no_lines(result):
     cells = choose_cells(result.vae, 1000, 0)
     decoder = result.vae.module.decoder

@@ -33,6 +33,7 @@ def compared(three_programmes):
     )
 
 
+@pytest.mark.slow
 def test_the_dependence_shrinks_as_the_latent_space_grows(compared):
     frame = compared.to_frame()
     assert frame.index.tolist() == [(1, 0), (1, 2), (4, 0), (4, 2)]

@@ -118,6 +118,7 @@ def _log_likelihood(model, z, x, library):
     return stats.nbinom.logpmf(x, theta, theta / (theta + mean)).sum(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The effective sample size")
 @pytest.mark.parametrize(
     ("gene_likelihood", "proposal"), [("nb", "encoder"), ("nb", "optimised"), ("poisson", "optimised")]

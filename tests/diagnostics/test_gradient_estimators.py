@@ -25,6 +25,7 @@ def found(trained):
     return gradient_estimators(trained(gene_likelihood="poisson"), n_estimates=40, n_reference=80)
 
 
+@pytest.mark.slow
 def test_norm_and_variance_have_their_closed_forms(linear):
     n_samples = 4
     frame = gradient_estimators(linear, n_samples=n_samples, n_estimates=300, n_reference=300).to_frame()

@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 from scipy.stats import norm
 
 from scvae_ext.diagnostics._paired_two_sample import CellFeatures, told_apart
 
 
+@pytest.mark.slow
 def test_real_cells_are_not_told_from_real_ones():
     # Each cell has a twin in the other sample, as cells of the same library size have.
     found = []

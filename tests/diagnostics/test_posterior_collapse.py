@@ -139,6 +139,7 @@ def diagnose():
     return train
 
 
+@pytest.mark.slow
 def test_each_remedy_cures_a_model_that_is_diagnosed_as_collapsed(diagnose):
     collapsed = diagnose()
     assert collapsed.verdict.startswith("Posterior collapse: none of the 2")

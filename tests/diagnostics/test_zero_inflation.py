@@ -65,6 +65,7 @@ def _check(found, pi):
     assert (pi[(frame["verdict"] == "not needed").to_numpy()] <= found.negligible).mean() >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["nb", "zinb"])
 def test_true_pi_is_recovered_and_genes_without_are_not_flagged(results, simulated, likelihood):
     _check(results[likelihood], simulated.var["pi"].to_numpy())
@@ -96,6 +97,7 @@ def test_one_row_a_gene_with_its_figures(found, trained, simulated):
     assert (found.profile.max(axis=1) <= 0).all()
 
 
+@pytest.mark.slow
 def test_the_same_cells_and_seed_give_the_same_result(trained, simulated):
     cells = trained("nb").validation_indices[:120]
     one, again, other = (zero_inflation(trained("nb"), indices=cells, seed=seed).to_frame() for seed in (0, 0, 1))
@@ -106,6 +108,7 @@ def test_the_same_cells_and_seed_give_the_same_result(trained, simulated):
     pd.testing.assert_frame_equal(one, copied, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The effective sample size")
 @pytest.mark.parametrize("likelihood", ["nb", "zinb"])
 def test_refits_give_a_spread_and_the_evidence_of_the_whole(trained, results, likelihood):

@@ -103,6 +103,7 @@ def test_counts_of_the_model_correlate_less(load, kind):
     assert counts < 0.7 * mean
 
 
+@pytest.mark.slow
 def test_is_closer_to_the_correlation_of_log_means_than_that_of_counts():
     """Two modules of genes that vary independently, counted so sparsely that counts hardly correlate."""
     rng = np.random.default_rng(0)

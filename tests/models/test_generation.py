@@ -13,6 +13,7 @@ RNG = np.random.default_rng(0)
 KNOWN = KnownModel(RNG.normal(0.5, 1, 25), RNG.normal(0, 1, (25, 2)), theta=3.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("like", ["prior", "cells"])
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
 def test_cells_of_a_known_model_are_those_of_its_simulator(likelihood, like):

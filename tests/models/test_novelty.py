@@ -74,6 +74,7 @@ def pbmc():
     return model, adata[is_b].copy(), adata[held].copy()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_p_is_uniform_for_cells_drawn_from_the_model(pbmc):
     model, _, _ = pbmc

@@ -139,6 +139,7 @@ def test_a_penalty_on_batches_needs_batches(adata):
         _train(SCVAE(adata, **SMALL), batch_penalty=1.0)
 
 
+@pytest.mark.slow
 def test_a_penalty_takes_the_batch_out_of_the_latent_at_the_cost_of_the_elbo():
     # Types are mixed unevenly, so that states depend on batches whatever the decoder knows of them.
     both = synthetic_counts(1600, 60, n_types=3, n_batches=2, library_size=5000, inverse_dispersion=10, seed=1)

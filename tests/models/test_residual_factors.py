@@ -56,6 +56,7 @@ def gain(fitted, has_module):
     return difference.mean(), difference.std(ddof=1) / np.sqrt(len(difference))
 
 
+@pytest.mark.slow
 def test_a_residual_factor_wins_evidence_where_there_is_a_module(fitted):
     mean, error = gain(fitted, has_module=True)
     assert mean > 5

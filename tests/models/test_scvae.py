@@ -328,6 +328,7 @@ def test_bound_and_evidence_do_not_depend_on_the_minibatch_but_for_noise(model, 
     assert one == pytest.approx(two, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_bound_from_a_better_fit_is_higher(adata):
     model = SCVAE(adata, n_hidden=16, n_latent=3)
     model.train(max_steps=1, enable_progress_bar=False)
@@ -401,6 +402,7 @@ def test_samples_are_sparse_counts(load, kind):
     assert [each.shape for each in samples] == [(3, 2), (3, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nb", "zinb", "poisson", "latent library", "size factor"])
 def test_samples_have_the_moments_of_the_posterior_predictive_distribution(load, adata, kind):
     model = load(kind)
@@ -528,6 +530,7 @@ def fitted():
     return model
 
 
+@pytest.mark.slow
 def test_denoised_expression_is_closer_to_the_truth_than_the_counts(fitted):
     adata = fitted.adata
     truth = adata.layers["expression"]
@@ -580,6 +583,7 @@ def test_constraints_of_zero_inflation_survive_saving(adata, tmp_path, zero_infl
         assert np.corrcoef(logit, log_mean)[0, 1] == pytest.approx(-1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_prior_draws_pi_towards_its_mode(adata):
     means = []
     for prior in (None, (500.0, 500.0)):

@@ -112,6 +112,7 @@ def laplace_by_hand(model, adata=None):
     return entropy, 2 * (STEP * np.ptp(loadings, axis=0).max()) ** 2 / 6 + 1e-4
 
 
+@pytest.mark.slow
 def test_grows_as_counts_are_thinned(linear):
     rng = np.random.default_rng(1)
     entropy, information = [], []
@@ -189,6 +190,7 @@ def test_posteriors_hold_the_states_that_cells_were_drawn_from(linear):
         np.testing.assert_allclose(inside, level, rtol=0, atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_model_of_one_depth_is_too_sure_of_shallower_cells():
     """The limit that the documentation names: the encoder does not extrapolate; the decoder's entropy alone grows."""
     model = train(simulate_linear(np.full(600, 300.0)), max_steps=500)

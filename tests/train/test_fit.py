@@ -46,6 +46,7 @@ def _new():
         return VAE(20, n_batches=2, n_hidden=16, n_latent=3)
 
 
+@pytest.mark.slow
 def test_training_reaches_the_maximum_likelihood_of_probabilistic_pca():
     x = simulate(400, 6, 2).astype(np.float32)
     adata = AnnData(x)
@@ -378,6 +379,7 @@ MODULES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nb", "zinb", "normal", "latent library size", "autoencoder"])
 def test_products_in_bfloat16_reach_the_score_of_float32(source, split, name):
     scores = []
