@@ -183,10 +183,10 @@ class ConditionalIndependence:
                 f"A weak dependence between genes is left given the latent state, spread over many pairs of {tested}: "
                 f"correlations of {self.rms_correlation:.3f} (root mean square) beyond chance."
             )
-        modules = "module" if self.n_modules == 1 else "modules"
+        modules = "module is" if self.n_modules == 1 else "modules are"
         return (
             f"Genes are not independent given the latent state: {len(self.pairs):,} of {self.n_tested:,} pairs "
-            f"correlate (false discovery rate {self.level:.0%}), in {self.n_modules} {modules} beyond chance."
+            f"correlate (false discovery rate {self.level:.0%}), and {self.n_modules} {modules} beyond chance."
         )
 
     def summary(self) -> str:

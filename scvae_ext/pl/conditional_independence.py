@@ -133,7 +133,7 @@ def _draw_eigenvalues(panel: Axes, result: _ConditionalIndependence) -> None:
         ylim=(0.5, None),
         xlabel="Eigenvalue of the correlations",
         ylabel="Number",
-        title=f"Modules: {result.n_modules} eigenvalues above chance",
+        title=f"Modules: {result.n_modules} eigenvalue{'' if result.n_modules == 1 else 's'} above chance",
     )
     # Eigenvalues often span less than a decade, which would have a single label.
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -146,8 +146,11 @@ def _draw_eigenvalues(panel: Axes, result: _ConditionalIndependence) -> None:
 def _draw_modules(panel: Axes, result: _ConditionalIndependence) -> None:
     genes = result.to_frame("genes").reset_index(drop=True)
     members = genes[genes["module"].notna()].assign(magnitude=lambda frame: frame["loading"].abs())
-    if members.empty:
-        panel.text(0.5, 0.5, "no gene loads on a module\nbeyond chance", ha="center", va="center", color=_CHANCE)
+    if len(members) < 2:
+        text = "no two genes load on modules\nbeyond chance"
+        if len(members):
+            text += f",\nonly {result.var_names[members.index[0]]} does"
+        panel.text(0.5, 0.5, text, ha="center", va="center", color=_CHANCE)
         panel.set(xticks=[], yticks=[], title="Genes of the modules")
         panel.spines[:].set_visible(False)
         return

@@ -201,7 +201,7 @@ def test_each_outcome_has_its_sentence():
     loadings = np.zeros((20, 1))
     loadings[:8, 0] = np.linspace(0.9, 0.2, 8)
     strong = result_of(spread, loadings=loadings, pairs=[(0, 1), (0, 2)])
-    assert "2 of 190 pairs correlate (false discovery rate 5%), in 1 module beyond" in strong.verdict
+    assert "2 of 190 pairs correlate (false discovery rate 5%), and 1 module is beyond chance" in strong.verdict
     assert "Largest modules: g0, g1, g2, g3, g4, g5 (8 genes)." in strong.summary()
     assert strong.to_frame("genes")["module"].isna().sum() == 12
 

@@ -1,4 +1,5 @@
 import copy
+import inspect
 
 import pytest
 import torch
@@ -122,6 +123,29 @@ def test_gradients_of_the_minibatch_before_are_replaced():
 )
 def test_other_models_have_none(options):
     assert HandDerivedElbo.of(VAE(7, **DATA, n_hidden=8, n_latent=2, **options)) is None
+
+
+def test_every_option_of_the_vae_has_been_thought_of():
+    sizes = {"n_genes", "n_batches", "n_labels", "n_categories", "n_continuous", "n_hidden", "n_latent", "n_layers"}
+    derived = {"dropout_rate", "encode_covariates", "deeply_inject_covariates"}
+    # Those above with which there are no gradients by hand, and one that says more about one of them.
+    left_to_the_graph = {
+        "dispersion",
+        "gene_likelihood",
+        "latent_distribution",
+        "use_observed_lib_size",
+        "use_size_factor",
+        "batch_representation",
+        "encoder_normalisation",
+        "decoder_normalisation",
+        "prior",
+        "n_prior_components",
+        "zero_inflation",
+        "zero_inflation_prior",
+        "residual_rank",
+        "decoder",
+    }
+    assert set(inspect.signature(VAE).parameters) == sizes | derived | left_to_the_graph
 
 
 def test_a_bound_a_frozen_parameter_and_whoever_listens_take_the_graph():

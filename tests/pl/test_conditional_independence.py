@@ -1,3 +1,5 @@
+import dataclasses
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -67,6 +69,14 @@ def test_the_genes_of_modules_are_drawn_in_their_order(dependent):
 def test_no_module_is_said_so(tmp_path):
     path = tmp_path / "figure.png"
     *_, right = pl.conditional_independence(result_of(100, 20, 1), save=path)
-    assert "no gene loads" in right.texts[0].get_text()
+    assert right.texts[0].get_text() == "no two genes load on modules\nbeyond chance"
     assert path.stat().st_size > 0
     assert plt.get_fignums()
+
+
+def test_a_module_of_one_gene_has_no_correlations_to_draw(dependent):
+    loadings = np.zeros((60, 1))
+    loadings[7] = 1.0
+    *_, right = pl.conditional_independence(dataclasses.replace(dependent, loadings=loadings))
+    assert right.texts[0].get_text().endswith("only gene_7 does")
+    assert not right.images
