@@ -8,6 +8,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
@@ -137,7 +138,7 @@ class TrainingModule(LightningModule):
         callbacks = getattr(self.trainer, "callbacks", [])
         is_plain = (
             self.device.type == "cpu"
-            and self.trainer.world_size == 1
+            and isinstance(self.trainer.strategy, SingleDeviceStrategy)
             and self.trainer.precision == "32-true"
             and not torch.is_anomaly_enabled()
             and not any(is_overridden(hook, callback, Callback) for hook in hooks for callback in callbacks)
