@@ -22,7 +22,7 @@ typecheck.install()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Let slow tests run without being traced, which would make them half as slow again.
+    """Let slow tests run without being traced, which would make them take two fifths longer.
 
     They train and sample for long what quick tests have gone through before.
     """

@@ -19,9 +19,9 @@ __all__ = ["HandDerivedElbo"]
 class HandDerivedElbo:
     r"""The objective of training and its gradients, without a graph that torch would record and go through.
 
-    The same function of the same random draws as :meth:`VAE.objective` and ``backward()``, up to rounding. Of an update
-    of 128 cells and 2,000 genes on two cores, a third of the time went into recording and into the hundreds of small
-    operations that gradients in general are made of.
+    The same function of the same random draws as :meth:`VAE.objective` and ``backward()``, up to rounding. Of the
+    gradients of 128 cells and 2,000 genes on two cores, about a quarter of the time went into recording and into the
+    hundreds of small operations that gradients in general are made of.
 
     .. math:: -\frac1n \sum_n \left( \log p(x_n \mid z_n) - \beta \operatorname{KL}_n \right) - \frac{\log p(\theta)}N
 
