@@ -2,7 +2,7 @@
 
 import os
 import signal
-import sys
+from itertools import chain
 
 # Parallel workers share the cores; this has to stand before torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -20,21 +20,25 @@ mpl.use("agg")
 typecheck.install()
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    """Let slow tests run without being traced, which would make them take two fifths longer.
+def pytest_collection_modifyitems(items):
+    """Keep a file on one worker, so that the models which its tests share are trained once; long files go first.
 
-    They train and sample for long what quick tests have gone through before.
+    The files of the command line share what UMAP compiles in a process, which takes as long as all the rest of them.
     """
-    coverage = sys.modules.get("coverage")
-    tracer = coverage.Coverage.current() if coverage is not None and item.get_closest_marker("slow") else None
-    if tracer is None:
-        return (yield)
-    tracer.stop()
-    try:
-        return (yield)
-    finally:
-        tracer.start()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    groups = {}
+    for item in items:
+        name = item.nodeid.split("::")[0]
+        groups.setdefault("cli" if name.startswith("tests/cli/") else name, []).append(item)
+    for name, members in groups.items():
+        for item in members:
+            item.add_marker(pytest.mark.xdist_group(name))
+
+    def length(members):
+        return sum(item.get_closest_marker("slow") is not None for item in members), len(members)
+
+    items[:] = chain.from_iterable(sorted(groups.values(), key=length, reverse=True))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -191,7 +191,10 @@ def _rows(
         _at_positive(x, at[0, :n], at[1, :n], at[2, :n], at[3, :n], at[4, :n], at[5, :n], at[6, :n])
         if inflation.size:
             # A copy: derivatives may be written over it, and a loop over one array in two roles is not vectorised.
-            of_row[:] = inflation[row if inflation.shape[0] > 1 else 0]
+            # By a loop: an assignment between arrays brings an error message with it that takes seconds to compile.
+            inflation_row = inflation[row if inflation.shape[0] > 1 else 0]
+            for gene in range(n_genes):
+                of_row[gene] = inflation_row[gene]
             by_of_row = by_inflation[row] if wanted else unwanted[2]
             for k in range(n):
                 at[7, k] = of_row[genes[k]]
