@@ -23,7 +23,7 @@ typecheck.install()
 def pytest_collection_modifyitems(items):
     """Keep a file on one worker, so that the models which its tests share are trained once; long files go first.
 
-    The files of the command line share what UMAP compiles in a process, which takes as long as all the rest of them.
+    The files of the command line share what UMAP compiles anew in each process.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
