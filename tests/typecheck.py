@@ -66,16 +66,22 @@ def remembering(jaxtyped):
             return fn
         if not inspect.isfunction(fn) or hasattr(fn, "__no_type_check__"):
             return jaxtyped(fn, typechecker=typechecker)
-        checked = jaxtyped(fn, typechecker=typechecker)
         results = []
+        known_arguments, known_calls = set(), set()
 
         def last_result(*args, **kwargs):
             return results[-1]
 
-        # Names in annotations are those of the function's module.
-        stand_in = FunctionType(last_result.__code__, fn.__globals__, closure=last_result.__closure__)
-        checked_result = jaxtyped(functools.wraps(fn)(stand_in), typechecker=typechecker)
-        known_arguments, known_calls = set(), set()
+        # Writing a check costs a millisecond, and most functions are called in few of the processes that import them.
+        @functools.cache
+        def checked():
+            return jaxtyped(fn, typechecker=typechecker)
+
+        @functools.cache
+        def checked_result():
+            # Names in annotations are those of the function's module.
+            stand_in = FunctionType(last_result.__code__, fn.__globals__, closure=last_result.__closure__)
+            return jaxtyped(functools.wraps(fn)(stand_in), typechecker=typechecker)
 
         @functools.wraps(fn)
         def wrapped(*args, **kwargs):
@@ -86,9 +92,9 @@ def remembering(jaxtyped):
                 # Of ``self`` and other objects the type, of keywords the names as well.
                 arguments = (*map(_kind, args), *((name, _kind(value)) for name, value in kwargs.items()))
             except _NotKnownByKindError:
-                return checked(*args, **kwargs)
+                return checked()(*args, **kwargs)
             is_known = arguments in known_arguments
-            out = (fn if is_known else checked)(*args, **kwargs)
+            out = (fn if is_known else checked())(*args, **kwargs)
             try:
                 call = (arguments, _kind(out))
             except _NotKnownByKindError:
@@ -96,7 +102,7 @@ def remembering(jaxtyped):
             if is_known and call not in known_calls:
                 results.append(out)
                 try:
-                    checked_result(*args, **kwargs)
+                    checked_result()(*args, **kwargs)
                 finally:
                     results.clear()
             if len(known_calls) < _MOST_CALLS and call is not None:
