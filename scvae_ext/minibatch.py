@@ -37,6 +37,28 @@ class SparseCounts:
     n_genes: int
 
     @classmethod
+    def with_offsets(
+        cls,
+        values: Float[Tensor, "nonzero"],
+        cell_index: Int[Tensor, "nonzero"],
+        gene_index: Int[Tensor, "nonzero"],
+        offsets: Int[Tensor, "offsets"],
+        n_genes: int,
+    ) -> Self:
+        """Build from coordinates of which it is known where each cell begins.
+
+        Parameters
+        ----------
+        values, cell_index, gene_index, n_genes
+            As of the class.
+        offsets
+            :attr:`cell_offsets`.
+        """
+        counts = cls(values, cell_index, gene_index, len(offsets) - 1, n_genes)
+        counts.__dict__["cell_offsets"] = offsets
+        return counts
+
+    @classmethod
     def from_dense(cls, counts: Float[Tensor, "cells genes"]) -> Self:
         """Build from a dense matrix.
 
@@ -111,13 +133,15 @@ class SparseCounts:
         return values.new_zeros(self.n_cells).index_add(0, self.cell_index, values)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Return a copy on another device.
+        """Return the same counts on a device: a copy, or themselves where they are there.
 
         Parameters
         ----------
         device, non_blocking
             As for :meth:`torch.Tensor.to`.
         """
+        if self.values.device == torch.device(device):
+            return self  # with the offsets that it knows
         return type(self)(
             self.values.to(device, non_blocking=non_blocking),
             self.cell_index.to(device, non_blocking=non_blocking),
@@ -176,27 +200,34 @@ class Minibatch:
         return replace(self, **moved)
 
 
-def cut(block: Minibatch, batch_sizes: Sequence[int], entries: Sequence[int]) -> list[Minibatch]:
+def cut(block: Minibatch, batch_sizes: Sequence[int], offsets: Int[np.ndarray, "offsets"]) -> list[Minibatch]:
     """Cut cells that were read at once into consecutive minibatches that share their memory.
 
     Parameters
     ----------
     block
         The cells. Unlike elsewhere, ``counts.cell_index`` starts from zero in each of the minibatches to be.
-    batch_sizes, entries
-        Number of cells, and of counts that are not zero, in each minibatch.
+    batch_sizes
+        Number of cells in each minibatch.
+    offsets
+        Position of each cell's first value in the block, and behind them the number of values.
     """
-    counts = block.counts
+    counts, on_host = block.counts, block.counts.values.device.type == "cpu"
     minibatches = []
-    cell = entry = 0
-    for size, n_entries in zip(batch_sizes, entries, strict=True):
-        cells, values = slice(cell, cell + size), slice(entry, entry + n_entries)
-        cell, entry = cells.stop, values.stop
+    cell = 0
+    for size in batch_sizes:
+        cells = slice(cell, cell + size)
+        cell += size
+        first = int(offsets[cells.start])
+        values = slice(first, int(offsets[cells.stop]))
+        entries = counts.values[values], counts.cell_index[values], counts.gene_index[values]
         minibatches.append(
             Minibatch(
-                SparseCounts(
-                    counts.values[values], counts.cell_index[values], counts.gene_index[values], size, counts.n_genes
-                ),
+                SparseCounts.with_offsets(
+                    *entries, torch.from_numpy(offsets[cells.start : cells.stop + 1] - first), counts.n_genes
+                )
+                if on_host
+                else SparseCounts(*entries, size, counts.n_genes),
                 block.library_size[cells],
                 block.batch[cells],
                 block.label[cells],

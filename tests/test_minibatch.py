@@ -6,7 +6,7 @@ import scipy.sparse as sp
 import torch
 from minibatches import make_minibatch
 
-from scvae_ext.minibatch import SparseCounts
+from scvae_ext.minibatch import SparseCounts, cut
 
 DENSE = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 5.0]])
 
@@ -100,3 +100,16 @@ def test_with_values_keeps_the_places():
     logs = counts.with_values(counts.values.log1p())
     assert torch.equal(logs.dense(), DENSE.log1p())
     assert logs.cell_offsets.tolist() == counts.cell_offsets.tolist()
+
+
+def test_minibatches_that_are_cut_know_where_their_cells_begin():
+    block = make_minibatch(n_cells=9)
+    dense = block.counts.dense()
+    offsets = block.counts.cell_offsets.numpy()
+    sizes = [4, 1, 4]
+    places = torch.cat([torch.arange(size) for size in sizes])
+    counts = replace(block.counts, cell_index=places[block.counts.cell_index])
+    parts = cut(replace(block, counts=counts), sizes, offsets)
+    for part, rows in zip(parts, dense.split(sizes), strict=True):
+        assert torch.equal(part.counts.dense(), rows)
+        assert torch.equal(part.counts.cell_offsets, SparseCounts.from_dense(rows).cell_offsets)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from jaxtyping import Int, Integer
+from jaxtyping import Float, Int, Integer
 
 from scvae_ext.data.fields import Layer
 from scvae_ext.data.matrix import InMemoryCounts
@@ -15,6 +15,7 @@ from scvae_ext.data.opening import CountMatrix
 from scvae_ext.data.registry import Registry
 from scvae_ext.data.stored import OnDiskCounts
 from scvae_ext.data.validation import CountFacts, require_counts, sum_rows
+from scvae_ext.kernels import gathered_rows
 from scvae_ext.minibatch import Minibatch, SparseCounts, cut
 from scvae_ext.types import CellIndices, CellValues
 
@@ -145,14 +146,17 @@ class CellSource:
         """
         indices = self._positions(indices)
         rows = self._matrix.rows(indices)
+        self._require_unchanged(sum_rows(rows), indices)
+        return rows
+
+    def _require_unchanged(self, totals: Float[np.ndarray, "chosen"], indices: Int[np.ndarray, "chosen"]) -> None:
         # In-place changes by the user reach an array that is shared, and would be learned from silently.
-        if not np.allclose(sum_rows(rows), self.facts.total_per_cell[indices], rtol=1e-4, atol=0):
+        if not np.allclose(totals, self.facts.total_per_cell[indices], rtol=1e-4, atol=0):
             raise RuntimeError(
                 f"{Layer(self.registry.layer).where} has changed since it was read first. Keep the counts in a layer, "
                 "adata.layers['counts'] = adata.X.copy(), before scanpy normalises adata.X, and set up with "
                 "layer='counts'."
             )
-        return rows
 
     def keep(self, indices: Integer[np.ndarray, "chosen"]) -> None:
         """Hold some cells of a matrix on disk in memory from now on, in place of those held before.
@@ -250,15 +254,15 @@ class CellSource:
         if sum(batch_sizes) != len(indices):
             raise ValueError(f"batch_sizes sum to {sum(batch_sizes)}, but there are {len(indices)} cells.")
         indices = self._positions(indices)
-        rows = self.read(indices)
+        if isinstance(self._matrix, InMemoryCounts):
+            csr, positions = self._matrix.csr, indices
+        else:
+            csr, positions = self._matrix.rows(indices), np.arange(len(indices))
         place_in_minibatch = np.concatenate([np.arange(size) for size in batch_sizes])
-        counts = SparseCounts(
-            torch.from_numpy(rows.data),
-            torch.from_numpy(np.repeat(place_in_minibatch, np.diff(rows.indptr))),
-            torch.from_numpy(rows.indices).to(torch.int64),
-            len(indices),
-            self.n_genes,
-        )
+        *entries, offsets, totals = gathered_rows(csr.data, csr.indices, csr.indptr, positions, place_in_minibatch)
+        self._require_unchanged(totals, indices)
+        values, cell_index, gene_index = map(torch.from_numpy, entries)
+        counts = SparseCounts(values, cell_index, gene_index, len(indices), self.n_genes)
         chosen = torch.from_numpy(indices)
         block = Minibatch(
             counts,
@@ -269,7 +273,7 @@ class CellSource:
             self.continuous_covariates[chosen],
             None if self.size_factor is None else self.size_factor[chosen],
         )
-        return cut(block, batch_sizes, np.diff(rows.indptr[np.cumsum([0, *batch_sizes])]).tolist())
+        return cut(block, batch_sizes, offsets)
 
     def _positions(self, indices: Integer[np.ndarray, "chosen"]) -> Int[np.ndarray, "chosen"]:
         if indices.dtype.kind not in "iu":

@@ -7,11 +7,14 @@ take, and is tested against it and against 50-digit references. Kernels know arr
 from scvae_ext.kernels.gaussian import gaussian_sample, gaussian_sample_backward
 from scvae_ext.kernels.likelihood import composed_log_prob
 from scvae_ext.kernels.normalised import normalised, normalised_backward
+from scvae_ext.kernels.rows import gathered_rows
+from scvae_ext.kernels.softmax import write_compositions
 from scvae_ext.kernels.sparse_product import cell_offsets, log1p_of, sparse_product, transposed_sparse_product
 
 __all__ = [
     "cell_offsets",
     "composed_log_prob",
+    "gathered_rows",
     "gaussian_sample",
     "gaussian_sample_backward",
     "log1p_of",
@@ -19,4 +22,5 @@ __all__ = [
     "normalised_backward",
     "sparse_product",
     "transposed_sparse_product",
+    "write_compositions",
 ]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from scvae_ext.kernels.compiled import compiled
 from scvae_ext.kernels.elementary import binet, exp, log, log1p, stirling_slope
+from scvae_ext.kernels.softmax import softmax, sum_of
 from scvae_ext.kernels.team import in_team, integers, matrix, next_range, task, vector
 
 __all__ = ["composed_log_prob"]
@@ -18,7 +19,6 @@ Ints = NDArray[np.int64]
 f32 = np.float32
 _ZERO, _HALF, _ONE = f32(0), f32(0.5), f32(1)
 _VALUE_OFFSET = f32(1 - 0.5 * math.log(2 * math.pi))
-_CHUNK = 128
 _ROWS_AT_A_TIME = 4
 _NO_LOGITS = np.empty((0, 0), dtype=f32)
 
@@ -170,7 +170,8 @@ def _rows(
 ) -> None:
     """Do some rows, one after the other, so that what belongs to a row stays in the processor's cache."""
     n_genes, n_cells = logits.shape[1], offsets.size - 1
-    share, log_probs, of_row = np.empty(n_genes, dtype=f32), np.empty(n_genes, dtype=f32), np.empty(n_genes, dtype=f32)
+    share, log_probs = np.empty(n_genes, dtype=f32), np.empty(n_genes, dtype=f32)
+    of_row, from_base = np.empty(n_genes, dtype=f32), np.empty(n_genes, dtype=f32)
     most = 0
     for cell in range(n_cells):
         most = max(most, offsets[cell + 1] - offsets[cell])
@@ -180,7 +181,7 @@ def _rows(
     for row in range(first, last):
         by_mean = by_logits[row] if wanted else unwanted[0]
         by_theta = minus_by_theta[row] if wanted and not summed else unwanted[1]
-        _softmax(logits[row], share)
+        softmax(logits[row], share)
         _at_zero(share, depth[row], smallest_mean, theta, log_probs, by_mean, by_theta)
         start, stop = offsets[row % n_cells], offsets[row % n_cells + 1]
         x, genes, n = values[start:stop], gene_index[start:stop], stop - start
@@ -198,14 +199,15 @@ def _rows(
             by_of_row = by_inflation[row] if wanted else unwanted[2]
             for k in range(n):
                 at[7, k] = of_row[genes[k]]
-            _inflate_zeros(of_row, log_probs, by_mean, by_theta, by_of_row)
+            _inflate_zeros(of_row, log_probs, by_of_row, from_base)
+            _times(from_base, by_mean, by_theta)
             _without_inflation(at[7, :n], at[4, :n])
             for k in range(n):
                 by_of_row[genes[k]] = at[7, k]
         for k in range(n):
             gene = genes[k]
             log_probs[gene], by_mean[gene], by_theta[gene] = at[4, k], at[5, k], at[6, k]
-        log_prob[row] = _sum(log_probs)
+        log_prob[row] = sum_of(log_probs)
         by_log_depth[row] = _through_softmax(share, depth[row], by_mean)
         if summed:
             _add(by_mean, partial[to_add_to])
@@ -225,42 +227,6 @@ def _of_theta(theta: Floats, value: Floats, slope: Floats) -> None:
         above = theta[gene] + _ONE
         value[gene] = _HALF * log(theta[gene]) - (theta[gene] + _HALF) * log_ratio + (_VALUE_OFFSET - binet(above))
         slope[gene] = log_ratio + stirling_slope(above)
-
-
-@compiled(sums=True)
-def _softmax(logits: Floats, share: Floats) -> None:
-    largest = _largest(logits)
-    _exp_from(logits, largest, share)
-    total = _sum(share)
-    for gene in range(share.size):
-        share[gene] /= total
-
-
-@compiled(sums=True, finite=True)
-def _largest(values: Floats) -> np.float32:
-    # Whatever this is where a value is NaN: the exponentials of the differences are NaN then.
-    largest = values[0]
-    for value in values:
-        largest = max(largest, value)
-    return f32(largest)
-
-
-@compiled()
-def _exp_from(logits: Floats, largest: np.float32, share: Floats) -> None:
-    for gene in range(logits.size):
-        share[gene] = exp(logits[gene] - largest)
-
-
-@compiled(sums=True)
-def _sum(values: Floats) -> np.float32:
-    # Chunk by chunk, so that rounding does not grow with the number of genes.
-    total = _ZERO
-    for start in range(0, values.size, _CHUNK):
-        part = _ZERO
-        for value in values[start : start + _CHUNK]:
-            part += value
-        total += part
-    return total
 
 
 @compiled()
@@ -327,22 +293,33 @@ def _log_one_minus(gap: np.float32, ratio: np.float32) -> np.float32:
 
 
 @compiled()
-def _inflate_zeros(logits: Floats, log_probs: Floats, by_mean: Floats, by_theta: Floats, by_logits: Floats) -> None:
-    """Turn what holds for zeros into the same with additional zeros: p = (e^logit + p_base) / (1 + e^logit)."""
+def _inflate_zeros(logits: Floats, log_probs: Floats, by_logits: Floats, from_base: Floats) -> None:
+    """Turn log-probabilities of zeros into those with additional zeros: p = (e^logit + p_base) / (1 + e^logit).
+
+    Derivatives by what the base depends on are to be multiplied with the share of the base: in a loop of its own, as
+    the compiler gives up vectorising where it would have to compare the addresses of more than four arrays or so.
+    """
     for gene in range(logits.size):
         logit, base = logits[gene], log_probs[gene]
         gap = base - logit
         small, small_logit = exp(-abs(gap)), exp(-abs(logit))
         both, both_logit = _ONE / (_ONE + small), _ONE / (_ONE + small_logit)
-        from_base = both if gap > _ZERO else small * both
+        from_base[gene] = both if gap > _ZERO else small * both
         probability = both_logit if logit > _ZERO else small_logit * both_logit
         # The last term is zero, but for NaN, which neither a maximum nor our logarithm hands on.
-        log_probs[gene] = max(logit, base) - max(logit, _ZERO) + log(both_logit / both) + _ZERO * small * small_logit
-        by_mean[gene] *= from_base
-        by_theta[gene] *= from_base
+        log_probs[gene] = (
+            max(logit, base) - max(logit, _ZERO) + log((_ONE + small) * both_logit) + _ZERO * small * small_logit
+        )
         # One less the share of the base, from the side on which nothing cancels.
         from_extra = small * both if gap > _ZERO else both
         by_logits[gene] = from_extra - probability
+
+
+@compiled()
+def _times(factor: Floats, values: Floats, others: Floats) -> None:
+    for gene in range(factor.size):
+        values[gene] *= factor[gene]
+        others[gene] *= factor[gene]
 
 
 @compiled()
@@ -356,12 +333,22 @@ def _without_inflation(logits: Floats, log_probs: Floats) -> None:
         logits[k] = -both if logit > _ZERO else -small * both
 
 
-@compiled(sums=True)
+@compiled()
 def _through_softmax(share: Floats, depth: np.float32, by_mean: Floats) -> np.float32:
     """Turn derivatives by the means of a row into those by its logits; return that by its log depth."""
-    for gene in range(share.size):
-        by_mean[gene] *= share[gene] * depth
-    total = _sum(by_mean)
-    for gene in range(share.size):
-        by_mean[gene] -= share[gene] * total
+    _times_shares(share, depth, by_mean)
+    total = sum_of(by_mean)
+    _add_shares(share, -total, by_mean)
     return total
+
+
+@compiled()
+def _times_shares(share: Floats, depth: np.float32, values: Floats) -> None:
+    for gene in range(share.size):
+        values[gene] *= share[gene] * depth
+
+
+@compiled()
+def _add_shares(share: Floats, factor: np.float32, values: Floats) -> None:
+    for gene in range(share.size):
+        values[gene] += share[gene] * factor

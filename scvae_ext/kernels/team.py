@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from scvae_ext.kernels.compiled import compiled
 
-__all__ = ["in_team", "integers", "matrix", "next_range", "task", "vector"]
+__all__ = ["in_team", "integers", "matrix", "next_range", "small_integers", "task", "vector"]
 
 # What a task is handed: a counter of tickets, the number of items, and of items to a ticket; then, for each array, its
 # address and shape.
@@ -78,6 +78,13 @@ def integers(words: Any, position: int) -> NDArray[np.int64]:
     return _carray(_pointer(words[at]), (words[at + 1],), np.int64)  # type: ignore[no-any-return]
 
 
+@compiled(part=True)
+def small_integers(words: Any, position: int) -> NDArray[np.int32]:
+    """Return the array at a position among the arrays of a task, which has one dimension and holds int32."""
+    at = _HEADER + _WORDS_OF_ARRAY * position
+    return _carray(_pointer(words[at]), (words[at + 1],), np.int32)  # type: ignore[no-any-return]
+
+
 def task(function: Callable[[Any], None]) -> Callable[[], Any]:
     """Make a task of a function that takes ranges by :func:`next_range` until one is empty, and does their items.
 
@@ -86,7 +93,8 @@ def task(function: Callable[[Any], None]) -> Callable[[], Any]:
     Parameters
     ----------
     function
-        Takes the words from which :func:`matrix`, :func:`vector` and :func:`integers` read arrays.
+        Takes the words from which :func:`matrix`, :func:`vector`, :func:`integers` and :func:`small_integers` read
+        arrays.
     """
 
     @cache
@@ -119,7 +127,8 @@ def in_team(
     task
         From :func:`task`.
     arrays
-        Contiguous arrays of float32 or int64, with at most two dimensions, in the order in which the task reads them.
+        Contiguous arrays of float32, int64 or int32, with at most two dimensions, in the order in which the task reads
+        them.
     n_items
         Number of items.
     per_ticket

@@ -250,33 +250,32 @@ def normalized_expression(
     noise = shared_noise(n_samples, n_latent, seed, cells.device)
     generator = torch.Generator(cells.device).manual_seed(seed)
     columns = None if genes is None else torch.from_numpy(genes).to(cells.device)
+    on_host = cells.device.type == "cpu"
     for rows, minibatch in cells:
         posterior = module.encode(minibatch)
-        scale: Tensor | float = (
-            _depth(module, minibatch, posterior.log_library).unsqueeze(-1) if depth == "latent" else float(depth)
-        )
         targets = target_batches(minibatch, batches)
+        scale = (
+            _depth(module, minibatch, posterior.log_library)
+            if depth == "latent"
+            else torch.full((minibatch.n_cells,), float(depth), device=cells.device)
+        ) / (len(targets) * (n_samples if average else 1))
         if not average:
             shape_of_noise = (n_samples, minibatch.n_cells, n_latent)
             noise = torch.randn(shape_of_noise, generator=generator, device=cells.device)
-        first = 0
-        for n_at_once in cells.samples_at_once(minibatch.n_cells, n_samples):
-            sample = _at(posterior.qz, noise[first : first + n_at_once])
-            # Passes over (samples, cells, genes) are what this costs: one is added up in place, none is copied.
-            total = _expression(module, sample, minibatch, targets[0], columns)
-            for target in targets[1:]:
-                total += _expression(module, sample, minibatch, target, columns)
-            if average:
-                total = (total.sum(0) if n_at_once > 1 else total[0]).mul_(scale / (len(targets) * n_samples))
-                # Memory that was never touched is filled faster than read, added to and written again.
-                into = torch.from_numpy(expression[rows])
-                if first == 0:
-                    into.copy_(total)
-                else:
-                    into.add_(total.cpu())
-            else:
-                expression[first : first + n_at_once, rows] = total.mul_(scale / len(targets)).cpu().numpy()
-            first += n_at_once
+        results = expression[rows][np.newaxis] if average else expression[:, rows]
+        # Sums of samples go to one place, single ones to places of their own.
+        parts = [noise] if average else noise.split(1)
+        for result, part in zip(map(torch.from_numpy, results), parts, strict=True):
+            into = result if on_host else torch.empty_like(result, device=cells.device)
+            add = False
+            for at_once in part.split(cells.samples_at_once(minibatch.n_cells, len(part))):
+                sample = _at(posterior.qz, at_once)
+                for target in targets:
+                    hidden = module.decode_hidden(sample, minibatch, target)
+                    module.mean_head.write_expression(hidden, scale, columns, into, add=add)
+                    add = True
+            if not on_host:
+                result.copy_(into)
     return expression
 
 
@@ -445,10 +444,3 @@ def _library(minibatch: Minibatch, log_library: Normal | None) -> Float[Tensor, 
     if log_library is None:
         return minibatch.library_size
     return torch.exp(log_library.loc + 0.5 * log_library.scale.square())
-
-
-def _expression(
-    module: VAE, sample: Tensor, minibatch: Minibatch, batch: Tensor | None, columns: Tensor | None
-) -> Float[Tensor, "samples cells chosen"]:
-    expression = module.likelihood.expression(module.decode_hidden(sample, minibatch, batch))
-    return expression if columns is None else expression[..., columns]

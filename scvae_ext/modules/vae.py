@@ -22,11 +22,10 @@ from scvae_ext.nn import (
     CovariateColumns,
     DispersionKind,
     Encoder,
-    ExpressionHead,
     LibraryEncoder,
     LinearDecoder,
     Loadings,
-    LogExpressionHead,
+    MeanHead,
     Normalisation,
     ZeroInflationKind,
 )
@@ -281,10 +280,9 @@ class VAE(Trainable):
         return latent.softmax(dim=-1) if self.latent_distribution == "ln" else latent
 
     @property
-    def mean_head(self) -> ExpressionHead | LogExpressionHead:
+    def mean_head(self) -> MeanHead:
         """Head of the mean, wherever in the likelihood it is."""
-        heads = (ExpressionHead, LogExpressionHead)
-        return next(module for module in self.likelihood.modules() if isinstance(module, heads))
+        return next(module for module in self.likelihood.modules() if isinstance(module, MeanHead))
 
     @property
     def residual_loadings(self) -> Float[Tensor, "genes residual"]:

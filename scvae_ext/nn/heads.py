@@ -1,18 +1,21 @@
 """Output heads: from the decoder's hidden layer to the parameters of a likelihood."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from typing_extensions import override
 
 from scvae_ext.distributions import SMALLEST_MEAN, Composition
+from scvae_ext.kernels import write_compositions
 from scvae_ext.nn.precision import full_precision, linear_logits
-from scvae_ext.types import CellIndices, GeneValues
+from scvae_ext.types import CellIndices, CellValues, GeneValues
 
-__all__ = ["RESIDUAL_SCALE", "Dispersion", "DispersionKind", "ExpressionHead", "LogExpressionHead"]
+__all__ = ["RESIDUAL_SCALE", "Dispersion", "DispersionKind", "ExpressionHead", "LogExpressionHead", "MeanHead"]
 
 DispersionKind = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
 
@@ -23,11 +26,8 @@ RESIDUAL_SCALE = 3.0
 LOG_DISPERSION_RANGE = (-10.0, 23.0)
 
 
-class ExpressionHead(nn.Module):
-    r"""Expected expression per unit of depth.
-
-    With the library size as depth this is a share, :math:`\rho = \operatorname{softmax}(W h + b)`, which sums to one
-    over the genes of a cell. With size factors it is a rate, :math:`\rho = \operatorname{softplus}(W h + b)`.
+class MeanHead(nn.Module, ABC):
+    r"""Head that tells the expression of each cell and gene.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class ExpressionHead(nn.Module):
     n_residual
         Number of residual factors, which follow the decoder's activations in the input, times :data:`RESIDUAL_SCALE`.
     compositional
-        Whether the values of a cell sum to one.
+        Whether the expression of a cell sums to one.
     """
 
     def __init__(self, n_hidden: int, n_genes: int, *, n_residual: int = 0, compositional: bool = True) -> None:
@@ -49,8 +49,74 @@ class ExpressionHead(nn.Module):
 
     @property
     def residual_loadings(self) -> Float[Tensor, "genes residual"]:
-        """What residual factors of one add to the logits."""
+        """What residual factors of one add to what the linear map gives."""
         return RESIDUAL_SCALE * self.linear.weight[:, self.linear.in_features - self.n_residual :]
+
+    @abstractmethod
+    def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
+        """Return expression per unit of depth.
+
+        Parameters
+        ----------
+        hidden
+            Activations of the decoder.
+        """
+
+    def write_expression(
+        self,
+        hidden: Float[Tensor, "samples cells hidden"],
+        scale: CellValues,
+        columns: Int[Tensor, "chosen"] | None,
+        result: Float[Tensor, "cells chosen"],
+        *,
+        add: bool,
+    ) -> None:
+        """Write expression, summed over samples and scaled, without holding that of more than one sample.
+
+        Parameters
+        ----------
+        hidden
+            Activations of the decoder.
+        scale
+            Of each cell.
+        columns
+            Genes of the columns of the result, or ``None`` for all.
+        result
+            Where to write.
+        add
+            Whether to add to what is there.
+        """
+        for of_sample in hidden:
+            self._write(of_sample, scale, columns, result, add)
+            add = True
+
+    def _write(
+        self,
+        hidden: Float[Tensor, "cells hidden"],
+        scale: CellValues,
+        columns: Int[Tensor, "chosen"] | None,
+        result: Float[Tensor, "cells chosen"],
+        add: bool,
+    ) -> None:
+        expression = self.expression(hidden)
+        expression = expression if columns is None else expression[:, columns]
+        if add:
+            result.addcmul_(expression, scale.unsqueeze(-1))
+        else:
+            torch.mul(expression, scale.unsqueeze(-1), out=result)
+
+
+class ExpressionHead(MeanHead):
+    r"""Expected expression per unit of depth.
+
+    With the library size as depth this is a share, :math:`\rho = \operatorname{softmax}(W h + b)`, which sums to one
+    over the genes of a cell. With size factors it is a rate, :math:`\rho = \operatorname{softplus}(W h + b)`.
+
+    Parameters
+    ----------
+    n_hidden, n_genes, n_residual, compositional
+        As for :class:`MeanHead`.
+    """
 
     def initialise(self, expression: GeneValues) -> None:
         """Start from the mean expression of each gene.
@@ -75,6 +141,29 @@ class ExpressionHead(nn.Module):
         logits = full_precision(self.linear(hidden))
         return logits.softmax(dim=-1) if self.compositional else functional.softplus(logits)
 
+    @override
+    def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
+        expression: Tensor = self(hidden)
+        return expression
+
+    @override
+    def _write(
+        self,
+        hidden: Float[Tensor, "cells hidden"],
+        scale: CellValues,
+        columns: Int[Tensor, "chosen"] | None,
+        result: Float[Tensor, "cells chosen"],
+        add: bool,
+    ) -> None:
+        # Passes over (cells, genes) are what expression costs: logits that are in the cache still become what is
+        # wanted where it is wanted.
+        if self.compositional and result.device.type == "cpu" and hidden.dtype == torch.float32:
+            logits = full_precision(self.linear(hidden)).detach()
+            genes = None if columns is None else columns.numpy()
+            write_compositions(logits.numpy(), scale.numpy(), genes, result.numpy(), add=add)
+        else:
+            super()._write(hidden, scale, columns, result, add)
+
     def expected_counts(
         self, hidden: Float[Tensor, "*samples cells hidden"], depth: Float[Tensor, "*#samples cells"]
     ) -> Float[Tensor, "*samples cells genes"] | Composition:
@@ -89,33 +178,19 @@ class ExpressionHead(nn.Module):
         """
         if self.compositional:
             return Composition(linear_logits(self.linear, hidden), depth)
-        expression: Tensor = self(hidden)
-        return (expression * depth.unsqueeze(-1)).add_(SMALLEST_MEAN)
+        return (self.expression(hidden) * depth.unsqueeze(-1)).add_(SMALLEST_MEAN)
 
 
-class LogExpressionHead(nn.Module):
+class LogExpressionHead(MeanHead):
     r"""Expected log-normalised expression, :math:`y = W h + b`.
 
     Parameters
     ----------
     n_hidden, n_genes, n_residual
-        As for :class:`ExpressionHead`.
+        As for :class:`MeanHead`.
     compositional
         Whether the expression that it stands for sums to one per cell.
     """
-
-    def __init__(self, n_hidden: int, n_genes: int, *, n_residual: int = 0, compositional: bool = True) -> None:
-        super().__init__()
-        self.linear = nn.Linear(n_hidden + n_residual, n_genes)
-        self.n_residual = n_residual
-        self.compositional = compositional
-        with torch.no_grad():
-            self.linear.weight[:, n_hidden:] /= RESIDUAL_SCALE
-
-    @property
-    def residual_loadings(self) -> Float[Tensor, "genes residual"]:
-        """What residual factors of one add to the logits."""
-        return RESIDUAL_SCALE * self.linear.weight[:, self.linear.in_features - self.n_residual :]
 
     def initialise(self, log_mean: GeneValues) -> None:
         """Start from the mean of each gene.
@@ -138,14 +213,9 @@ class LogExpressionHead(nn.Module):
         """
         return full_precision(self.linear(hidden))
 
+    @override
     def expression(self, hidden: Float[Tensor, "*samples cells hidden"]) -> Float[Tensor, "*samples cells genes"]:
-        """Return expression per unit of depth: the values taken back from the log, none below zero.
-
-        Parameters
-        ----------
-        hidden
-            Activations of the decoder.
-        """
+        # The values taken back from the log, none below zero.
         expression = torch.expm1(self(hidden).clamp_min(0))
         if not self.compositional:
             return expression

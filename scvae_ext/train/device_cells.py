@@ -137,7 +137,7 @@ class PackedCells:
             self.n_genes,
         )
         columns = {name: column.index_select(0, chosen) for name, column in self._tensors().items() if name in COLUMNS}
-        return cut(Minibatch(counts, **columns), batch_sizes, np.diff(ends[np.cumsum([0, *batch_sizes])]).tolist())
+        return cut(Minibatch(counts, **columns), batch_sizes, ends)
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -96,3 +98,21 @@ def test_dispersion_stays_in_the_range_that_matters(start, limit):
     dispersion = Dispersion("gene", 3, 5, 1, 1)
     dispersion.initialise(torch.full((5,), start))
     torch.testing.assert_close(dispersion(HIDDEN, BATCH, LABEL), torch.full((5,), limit).exp())
+
+
+@pytest.mark.parametrize(
+    "head", [ExpressionHead(3, 5), ExpressionHead(3, 5, compositional=False), LogExpressionHead(3, 5)]
+)
+@pytest.mark.parametrize("columns", [None, torch.tensor([4, 0, 4])])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_expression_is_written_summed_over_samples_and_scaled(head, columns, dtype):
+    head = deepcopy(head).to(dtype)
+    hidden, scale = torch.randn(3, 4, 3, dtype=dtype), torch.tensor([1.0, 2.0, 0.5, 1e4], dtype=dtype)
+    expected = head.expression(hidden).sum(0) * scale.unsqueeze(-1)
+    expected = expected if columns is None else expected[:, columns]
+    result = torch.full_like(expected, torch.nan)
+    head.write_expression(hidden, scale, columns, result, add=False)
+    torch.testing.assert_close(result, expected)
+    head.write_expression(hidden, scale, columns, result, add=True)
+    torch.testing.assert_close(result, 2 * expected)
