@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Bool, Float
-from sklearn.neighbors import NearestNeighbors
 
 __all__ = ["Counterfactual", "CounterfactualEffect", "Dependence", "Overlap", "setting_overlap"]
 
@@ -302,6 +301,8 @@ def setting_overlap(
     ([True, False], False)
     """
     rng = np.random.default_rng(seed)
+    from sklearn.neighbors import NearestNeighbors  # 65 MB, which training need not load
+
     if len(reference) > MAX_REFERENCE:
         kept = rng.choice(len(reference), MAX_REFERENCE, replace=False)
         reference, has_setting = reference[kept], has_setting[kept]

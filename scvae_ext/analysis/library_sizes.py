@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 from scipy.special import logsumexp
-from sklearn.mixture import GaussianMixture
 
 __all__ = ["LibrarySizes", "fit_library_sizes"]
 
@@ -235,6 +234,8 @@ def _fit(
     scale = np.sqrt((sums + RIDGE * overall) / (counts + RIDGE))
     mixing, location, width = np.ones(1), np.zeros(1), np.ones(1)
     if residual == "mixture" and len(left) >= 10 * N_COMPONENTS:
+        from sklearn.mixture import GaussianMixture  # 65 MB, which training need not load
+
         mixture = GaussianMixture(N_COMPONENTS, reg_covar=1e-3, random_state=seed)
         mixture.fit((left / scale[batch])[:, None])
         mixing, location = mixture.weights_ / mixture.weights_.sum(), mixture.means_[:, 0]

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import digamma, polygamma
-from scipy.stats import chi2
+from scipy.special import digamma, gammaincinv, polygamma
 from typing_extensions import override
 
 from scvae_ext.analysis.contrasts import LN2, Contrast, effective_exposure
@@ -123,7 +122,8 @@ def _weighted(
 
 def _variance_between(groups: Groups, freedom: int, counted: np.ndarray) -> float:
     """Return the variance between samples for which the typical gene spreads as expected."""
-    goal = chi2.median(freedom) / freedom
+    # The median of a chi-squared variable, per degree of freedom.
+    goal = 2 * float(gammaincinv(freedom / 2, 0.5)) / freedom
 
     def excess(between: float) -> float:
         return float(np.median(_weighted(groups, between, freedom)[2][counted]) - goal)

@@ -2,7 +2,6 @@
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.neighbors import NearestNeighbors
 
 __all__ = ["gaussian_entropy", "gaussian_information", "label_probabilities"]
 
@@ -69,6 +68,8 @@ def label_probabilities(
     n_neighbours
         Number of neighbours.
     """
+    from sklearn.neighbors import NearestNeighbors  # 65 MB, which training need not load
+
     index = NearestNeighbors(n_neighbors=n_neighbours + 1).fit(known)
     total = np.zeros((draws.shape[1], n_labels))
     cells = np.arange(draws.shape[1])

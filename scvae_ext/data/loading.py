@@ -21,7 +21,9 @@ from scvae_ext.types import CellIndices, CellValues
 
 __all__ = ["BlockReader", "CellSource"]
 
-_MINIBATCHES_PER_BLOCK = 16
+# Read at once: enough for reading to cost little, and no more, as two blocks are in memory at a time.
+_CELLS_PER_BLOCK = 2048
+_STORED_MINIBATCHES_PER_BLOCK = 16
 _COVARIATES = ("batch", "label", "categorical_covariates", "continuous_covariates", "size_factor")
 
 
@@ -230,7 +232,8 @@ class CellSource:
         batch_size
             Number of cells in each minibatch; the last may hold fewer.
         """
-        per_block = batch_size * _MINIBATCHES_PER_BLOCK
+        n_at_once = max(1, _CELLS_PER_BLOCK // batch_size) if self.stored is None else _STORED_MINIBATCHES_PER_BLOCK
+        per_block = batch_size * n_at_once
         for start in range(0, len(indices), per_block):
             chosen = indices[start : start + per_block]
             full, rest = divmod(len(chosen), batch_size)

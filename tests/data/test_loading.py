@@ -56,7 +56,7 @@ def test_positions_out_of_range(source, wrong):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 23, 100])
 def test_minibatches_are_consecutive(source, counts, batch_size, monkeypatch):
-    monkeypatch.setattr("scvae_ext.data.loading._MINIBATCHES_PER_BLOCK", 2)
+    monkeypatch.setattr("scvae_ext.data.loading._CELLS_PER_BLOCK", 2 * batch_size)
     order = np.random.default_rng(0).permutation(60)[:53]
     minibatches = list(source.minibatches(order, batch_size))
     assert len(minibatches) == -(-53 // batch_size)
