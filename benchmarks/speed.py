@@ -3,11 +3,11 @@
 Both packages get the same synthetic counts, the same architecture (128 hidden units, one layer, ten latent dimensions)
 and minibatches of 128 cells, and train for the same number of epochs; the ELBO after it is printed beside the speed.
 Each measurement is a process of its own, the two packages in turn, so that a drift of the machine meets both. Getters
-are called nine times: the first calls are on memory that the process never had before, which some machines are slow to
-give, and has a row of its own.
+are called nine times: their first calls are on memory that the process never had before, which some machines are slow
+to give, and the very first has a row of its own.
 
     pip install -c constraints.txt . && pip install -r benchmarks/requirements-peers.txt
-    python benchmarks/speed.py                                        # about half an hour on two cores
+    python benchmarks/speed.py                                        # six to thirty minutes on two cores
     python benchmarks/speed.py --smoke                                # seconds, to see whether it runs
 """
 
