@@ -14,15 +14,13 @@ Function = TypeVar("Function", bound=Callable[..., object])
 EXACT = {"contract", "arcp", "nsz"}
 
 
-def compiled(*, sums: bool = False, finite: bool = False, part: bool = False) -> Callable[[Function], Function]:
+def compiled(*, sums: bool = False, part: bool = False) -> Callable[[Function], Function]:
     """Compile a function of arrays and numbers for this processor, and keep the result on disk where that can be.
 
     Parameters
     ----------
     sums
         Whether sums may be reordered, without which they cannot be vectorised.
-    finite
-        Whether values may be taken to be finite, without which a maximum cannot be vectorised.
     part
         Whether it is a small part of other compiled functions, and becomes part of their loops.
     """
@@ -30,7 +28,7 @@ def compiled(*, sums: bool = False, finite: bool = False, part: bool = False) ->
     def compile_(function: Function) -> Function:
         # The test suite wraps functions in checks of their types, which the compiler cannot read.
         plain = inspect.unwrap(function)
-        fastmath = EXACT | ({"reassoc"} if sums else set()) | ({"nnan", "ninf"} if finite else set())
+        fastmath = EXACT | ({"reassoc"} if sums else set())
 
         def jit(cache: bool) -> Function:
             decorator = numba.njit(cache=cache, nogil=True, error_model="numpy", fastmath=fastmath, forceinline=part)

@@ -1,9 +1,10 @@
 """Networks: the covariates' columns, the multilayer perceptron, the encoders and the output heads."""
 
 from scvae_ext.nn.covariates import BatchRepresentation, CovariateColumns
+from scvae_ext.nn.dispersion import Dispersion, DispersionKind
 from scvae_ext.nn.encoder import Encoder, LibraryEncoder
 from scvae_ext.nn.hand_derived import PerceptronPass, PosteriorPass, has_hand_derived_pass
-from scvae_ext.nn.heads import RESIDUAL_SCALE, Dispersion, DispersionKind, ExpressionHead, LogExpressionHead, MeanHead
+from scvae_ext.nn.heads import RESIDUAL_SCALE, ExpressionHead, LogExpressionHead, MeanHead
 from scvae_ext.nn.linear_decoder import LinearDecoder, Loadings
 from scvae_ext.nn.mlp import MLP, Normalisation
 from scvae_ext.nn.sparse_linear import SparseLinear
