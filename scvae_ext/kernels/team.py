@@ -140,7 +140,7 @@ def in_team(
         raise ValueError("An array of a task is not contiguous: pass np.ascontiguousarray of it.")
     function = task()
     n_threads = min(torch.get_num_threads() if n_threads is None else n_threads, -(-n_items // per_ticket))
-    described = [(array.__array_interface__["data"][0], *array.shape, *([0] * (2 - array.ndim))) for array in arrays]
+    described = [(array.ctypes.data, *array.shape, *([0] * (2 - array.ndim))) for array in arrays]
     words = (ctypes.c_int64 * (_HEADER + _WORDS_OF_ARRAY * len(arrays)))(0, n_items, per_ticket, *chain(*described))
     fork = _parallel_region()
     if n_threads <= 1:

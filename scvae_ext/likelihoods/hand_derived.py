@@ -65,7 +65,7 @@ class LikelihoodPass:
             The counts.
         """
         self._hidden = hidden
-        theta = self._base.dispersion.of_genes()
+        self._theta = theta = self._base.dispersion.of_genes()
         logits = [torch.addmm(each.bias.detach(), hidden, each.weight.detach().T).numpy() for each in self._maps]
         log_prob, by_logits, _, _, by_zeros, sums = composed_log_prob(
             logits[0],
@@ -101,7 +101,7 @@ class LikelihoodPass:
             by_hidden.addmm_(by_logits, linear.weight.detach(), beta=min(position, 1), alpha=of_log_prob)
         dispersion = self._base.dispersion
         by_theta = self._minus_by_theta * -of_log_prob
-        dispersion.log_value.grad = dispersion.gradient_of_genes(by_theta, of_log_prior)
+        dispersion.log_value.grad = dispersion.gradient_of_genes(self._theta, by_theta, of_log_prior)
         return by_hidden
 
 

@@ -1,6 +1,6 @@
 """Inverse dispersions and standard deviations, of genes or read from the decoder."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -82,21 +82,20 @@ class Dispersion(nn.Module):
         """Return the values of kind ``"gene"``, without recording how they came about."""
         return _bounded_exp(self.log_value.detach())
 
-    def gradient_of_genes(self, by_value: GeneValues, of_log_prior: float) -> GeneValues:
+    def gradient_of_genes(self, value: GeneValues, by_value: GeneValues, of_log_prior: float) -> GeneValues:
         """Return the derivative by ``log_value`` of kind ``"gene"``.
 
         Parameters
         ----------
-        by_value
-            Derivative by the values.
+        value, by_value
+            From :meth:`of_genes`, and the derivative by them.
         of_log_prior
             Derivative by :meth:`log_prior`.
         """
         log_value = self.log_value.detach()
-        lowest, highest = LOG_DISPERSION_RANGE
-        inside = (log_value > lowest) & (log_value < highest)
-        through_prior = (log_value - log_value.mean()) * (-(self.PRIOR_STD**-2) * of_log_prior)
-        return torch.addcmul(through_prior, by_value * inside, _bounded_exp(log_value))
+        by_log_value = torch.ops.aten.hardtanh_backward(by_value * value, log_value, *LOG_DISPERSION_RANGE)
+        by_log_value.add_(log_value - log_value.mean(), alpha=-(self.PRIOR_STD**-2) * of_log_prior)
+        return cast(Tensor, by_log_value)
 
 
 def _bounded_exp(log_value: Tensor) -> Tensor:

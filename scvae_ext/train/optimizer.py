@@ -49,8 +49,9 @@ class LeanAdamW(torch.optim.AdamW):
             parameters: list[Tensor] = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not parameters:
                 continue
-            self._begin([parameter for parameter in parameters if parameter not in self.state])
+            # It is empty for a parameter that has not begun.
             states = [self.state[parameter] for parameter in parameters]
+            self._begin([parameter for parameter, state in zip(parameters, states, strict=True) if not state])
             # Parameters that began together share a counter.
             for counter in {id(state["step"]): state["step"] for state in states}.values():
                 counter += 1
