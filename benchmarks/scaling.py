@@ -1,4 +1,4 @@
-"""How the cost of training grows with genes, cells, minibatch and density, beside scvi-tools.
+"""How the cost of training grows with genes, cells, minibatch and density, beside scvi-tools, both with "nb".
 
 Each point is the time between two training runs of different length, so that what happens once (reading, set-up, the
 start of Lightning) is not in it; each run is a process of its own. Finished points are lines of a results file.
@@ -51,7 +51,7 @@ def train_scvae_ext(adata, batch_size: int, steps: int) -> None:
     import scvae_ext as sv
 
     sv.SCVAE.setup_anndata(adata)
-    model = sv.SCVAE(adata)
+    model = sv.SCVAE(adata, gene_likelihood="nb")
     model.train(
         max_steps=steps,
         batch_size=batch_size,
@@ -68,7 +68,7 @@ def train_scvi_tools(adata, batch_size: int, steps: int) -> None:
 
     scvi.settings.verbosity = 40
     scvi.model.SCVI.setup_anndata(adata)
-    model = scvi.model.SCVI(adata)
+    model = scvi.model.SCVI(adata, gene_likelihood="nb")
     per_epoch = math.ceil(adata.n_obs / batch_size)
     options = {"batch_size": batch_size, "train_size": 1.0, "accelerator": "cpu", "enable_progress_bar": False}
     model.train(max_epochs=math.ceil(steps / per_epoch), limit_train_batches=min(steps, per_epoch), **options)
@@ -127,7 +127,7 @@ def main() -> None:
     """Measure what is missing, or draw what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES))
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--plot", type=Path)
