@@ -161,6 +161,8 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
             line = at_base[at_base["tool"] == tool].groupby(axis)["cells_per_second"].median().reindex(values).dropna()
             panel.plot(line.index, line, marker="o", color=color, label=tool)
         panel.set(xscale="log", yscale="log", xlabel=TITLES[axis])
+        panel.set_xticks(values, [f"{value:,}" for value in values])
+        panel.minorticks_off()
     panels[0].set_ylabel("training, cells per second")
     panels[0].legend(frameon=False)
     figure.savefig(path, dpi=110)
