@@ -8,6 +8,7 @@ from scvae_ext.likelihoods.base import Likelihood
 from scvae_ext.likelihoods.hand_derived import LikelihoodPass
 from scvae_ext.likelihoods.negative_binomial import NegativeBinomialLikelihood
 from scvae_ext.likelihoods.normal import NormalLikelihood
+from scvae_ext.likelihoods.observed import expected_rate_ratio
 from scvae_ext.likelihoods.poisson import PoissonLikelihood
 from scvae_ext.likelihoods.statistics import GeneStatistics, depth, gene_statistics, log_normalised_matrix
 from scvae_ext.likelihoods.zero_inflated import ZeroInflatedNegativeBinomialLikelihood
@@ -24,6 +25,7 @@ __all__ = [
     "PoissonLikelihood",
     "ZeroInflatedNegativeBinomialLikelihood",
     "depth",
+    "expected_rate_ratio",
     "gene_statistics",
     "log_normalised_matrix",
     "make_likelihood",

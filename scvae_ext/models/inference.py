@@ -25,6 +25,7 @@ __all__ = [
     "draw_latent",
     "elbo_terms",
     "evaluating",
+    "expected_depth",
     "latent_mean",
     "latent_parameters",
     "library_size",
@@ -255,7 +256,7 @@ def normalized_expression(
         posterior = module.encode(minibatch)
         targets = target_batches(minibatch, batches)
         scale = (
-            _depth(module, minibatch, posterior.log_library)
+            expected_depth(module, minibatch, posterior.log_library)
             if depth == "latent"
             else torch.full((minibatch.n_cells,), float(depth), device=cells.device)
         ) / (len(targets) * (n_samples if average else 1))
@@ -434,8 +435,16 @@ def _at(qz: Normal, noise: Tensor) -> Tensor:
     return qz.loc + qz.scale * noise
 
 
-def _depth(module: VAE, minibatch: Minibatch, log_library: Normal | None) -> Float[Tensor, "cells"]:
-    """Return what expression is multiplied with: size factor, or posterior mean of the library size."""
+def expected_depth(module: VAE, minibatch: Minibatch, log_library: Normal | None) -> Float[Tensor, "cells"]:
+    """Return what expression is multiplied with: size factor, or posterior mean of the library size.
+
+    Parameters
+    ----------
+    module, minibatch
+        Of what.
+    log_library
+        Posterior of the log library size, where it is latent.
+    """
     return module.depth(minibatch, None) if log_library is None else _library(minibatch, log_library)
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from scvae_ext.analysis import ExpressionInterval, IntervalCalibration, interval_level
 from scvae_ext.models import inference
 from scvae_ext.models.correlation import CorrelationType, gene_correlation
+from scvae_ext.models.given_counts import expression_given_counts
 from scvae_ext.models.intervals import (
     Replicate,
     expression_interval,
@@ -24,7 +25,7 @@ from scvae_ext.models.intervals import (
 )
 from scvae_ext.models.mixins.intervals import IntervalMixin
 from scvae_ext.models.options import positive_number, true_or_false, whole_number
-from scvae_ext.models.pieces import Pieces
+from scvae_ext.models.pieces import Compute, Pieces
 from scvae_ext.models.query import CellSelection, GeneSelection, select_genes, select_options
 from scvae_ext.models.results import weights_hash, write_gene_pairs
 
@@ -46,6 +47,7 @@ class ExpressionMixin(IntervalMixin):
         return_mean: bool = True,
         return_numpy: bool = False,
         *,
+        given: Literal["state", "counts"] = "state",
         interval: float | None = None,
         seed: int = 0,
         fill_missing_genes: bool = False,
@@ -78,6 +80,13 @@ class ExpressionMixin(IntervalMixin):
             which depend on ``batch_size`` and on the cells asked for, and are not written.
         return_numpy
             Whether to return an array rather than a data frame of cells by genes.
+        given
+            ``"state"`` for what cells in this latent state express, or ``"counts"`` for what this cell does, by its
+            state and its own counts: :math:`\mathbb E[\rho_g(z) u_g \mid x]` with :math:`u_g` what makes counts
+            overdispersed, :math:`u_g \sim \operatorname{Gamma}(\theta_g, \theta_g)`, so that
+            :math:`\mathbb E[u_g \mid x, z] = (\theta_g + x_g) / (\theta_g + \ell \rho_g)`, scaled to the same sum (as
+            SAVER does; Huang et al., Nature Methods 15, 539 (2018)). It is closer to the cell, and keeps more of its
+            noise; u is carried over to other batches.
         interval
             Level of intervals to return instead, 0.9 for 90 %, as wide as :meth:`calibrate_intervals` finds they must
             be: the first call after a training trains a second model. They need neither samples nor a seed.
@@ -108,6 +117,18 @@ class ExpressionMixin(IntervalMixin):
         depth: float | Literal["latent"] = (
             "latent" if library_size == "latent" else positive_number("library_size", library_size)
         )
+        if given not in ("state", "counts"):
+            raise ValueError(f'given={given!r} is not known: use "state" or "counts".')
+        if given == "counts" and (interval is not None or not return_mean):
+            raise ValueError(
+                'given="counts" is a mean over samples: leave out interval=... and return_mean=False, which are of the '
+                'expression of a state, given="state".'
+            )
+        if given == "counts" and not self.module.likelihood.for_counts:
+            raise ValueError(
+                'given="counts" needs a likelihood of counts, and gene_likelihood="normal" is none: build the model '
+                'with "nb", "zinb" or "poisson", or leave given at "state".'
+            )
         if interval is not None:
             if not return_mean or return_numpy or out is not None:
                 raise ValueError(
@@ -122,15 +143,20 @@ class ExpressionMixin(IntervalMixin):
             chosen = self._gene_names(genes)
             self._write_ends(adata, key_added, ends, chosen, cells, write_subset, record | {"interval": level})
             return ExpressionInterval(*ends, level, cells.source.obs_names[cells.positions], pd.Index(chosen))
-        compute = partial(
+        n_draws = whole_number("n_samples", n_samples)
+        compute: Compute = partial(
             inference.normalized_expression,
             batches=batches,
             genes=genes,
             depth=depth,
-            n_samples=whole_number("n_samples", n_samples),
+            n_samples=n_draws,
             seed=seed,
             average=return_mean,
         )
+        if given == "counts":
+            compute = partial(
+                expression_given_counts, batches=batches, genes=genes, depth=depth, n_samples=n_draws, seed=seed
+            )
         if not return_mean:
             if out is not None:
                 raise ValueError("out=... takes the mean over samples alone: leave out return_mean=False.")
@@ -145,6 +171,7 @@ class ExpressionMixin(IntervalMixin):
             "library_size": depth,
             "n_samples": n_samples,
             "seed": seed,
+            "given": given,
         }
         pieces = Pieces(self.module, cells, compute, len(names))
         if out is not None:
