@@ -40,11 +40,12 @@ TOOLS = ("scvae-ext", "scvae-ext, given counts", "scvi-tools", "knn", "pca", "ra
 STEPS_OF_SMOKE = 50
 COVERAGE_RESULTS = RESULTS.with_name("coverage.jsonl")
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-# Arguments of synthetic_counts, and likelihood.
+# Arguments of synthetic_counts, and likelihood of the model, which is wrong in the last.
 SIMULATED = {
     "two batches": ({"n_cells": 1490, "n_genes": 300, "n_batches": 2}, "nb"),
     "few cells": ({"n_cells": 400, "n_genes": 100, "library_size": 2000}, "nb"),
-    "Poisson": ({"n_cells": 600, "n_genes": 200, "library_size": 500}, "poisson"),
+    "Poisson": ({"n_cells": 600, "n_genes": 200, "library_size": 500, "likelihood": "poisson"}, "poisson"),
+    "Poisson model of overdispersed counts": ({"n_cells": 600, "n_genes": 200, "library_size": 500}, "poisson"),
 }
 
 
