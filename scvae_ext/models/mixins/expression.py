@@ -1,6 +1,6 @@
 """Denoised expression, its intervals, the parameters of the likelihood, and correlations of genes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,23 +11,16 @@ from anndata import AnnData
 from anndata.compat import DaskArray
 from jaxtyping import Float
 
-from scvae_ext.analysis import ExpressionInterval, IntervalCalibration, interval_level
+from scvae_ext.analysis import ExpressionInterval, interval_level
 from scvae_ext.models import inference
 from scvae_ext.models.correlation import CorrelationType, gene_correlation
 from scvae_ext.models.given_counts import expression_given_counts
-from scvae_ext.models.intervals import (
-    Replicate,
-    expression_interval,
-    in_batches,
-    measured_calibration,
-    refuse_without_counts,
-    simulate_replicate,
-)
+from scvae_ext.models.intervals import expression_interval, in_batches, measured_calibration
 from scvae_ext.models.mixins.intervals import IntervalMixin
 from scvae_ext.models.options import positive_number, true_or_false, whole_number
 from scvae_ext.models.pieces import Compute, Pieces
 from scvae_ext.models.query import CellSelection, GeneSelection, select_genes, select_options
-from scvae_ext.models.results import weights_hash, write_gene_pairs
+from scvae_ext.models.results import write_gene_pairs
 
 __all__ = ["ExpressionMixin"]
 
@@ -181,64 +174,6 @@ class ExpressionMixin(IntervalMixin):
         if return_numpy or pieces.is_lazy:
             return expression
         return pd.DataFrame(expression, index=cells.source.obs_names[cells.positions], columns=names)
-
-    def calibrate_intervals(
-        self, *, train_options: Mapping[str, Any] | None = None, seed: int | None = None
-    ) -> IntervalCalibration:
-        r"""Find out how wide intervals of expression must be, by a parametric bootstrap.
-
-        The spread of :math:`q(z \mid x)` alone is too narrow: it leaves out that the decoder was estimated, that it is
-        shrunk, and that encoder and family of posteriors are approximate. Therefore counts are simulated from this
-        model, a state drawn from each cell's posterior; a model with the same options is trained on them; and its
-        expression is compared with the one that they were simulated from. The errors, in units of the second model's
-        own spread and by bins of genes, say how wide intervals must be; see
-        :func:`~scvae_ext.analysis.calibrate_intervals`.
-
-        It measures errors of estimation, not those of a wrong model: variation between cells that neither latent state
-        nor likelihood can express is missing. On small data the simulated truth is smoother than the real one, and
-        intervals hold a few per cent less than they say. Methods that need it call this; the result is kept until the
-        model is trained again, and not saved.
-
-        Parameters
-        ----------
-        train_options
-            Arguments of :meth:`train` for the second training, which should be those of the first. By default as many
-            steps as the model itself was trained for.
-        seed
-            Seed of the simulation and of the second model, whose initial weights must be others; one more than that of
-            the model where ``None``.
-
-        Returns
-        -------
-        IntervalCalibration
-            For expression in the setting in which each cell was observed.
-
-        Raises
-        ------
-        ValueError
-            If the likelihood is not one of counts.
-        """
-        adata, cells = self._cells(None, None, None, False)
-        refuse_without_counts(self.module)
-        registry, seed = self.registry, self.seed + 1 if seed is None else whole_number("seed", seed, least=0)
-        with inference.evaluating(self.module):
-            simulated, latent = simulate_replicate(self.module, cells, registry, adata.obs, seed)
-        # Not set up anew: names and scales of the covariates are those of the data, and genes may be without counts.
-        twin = type(self).__new__(type(self))
-        twin._build(registry, self._options, seed)
-        twin.adata = simulated
-        given = {"enable_progress_bar": False, **(train_options or {})}
-        if "max_epochs" not in given and self._history_rows:
-            # Steps with residual factors come on top, half as many.
-            with_factors = 0 if self._residual_test is None else self._residual_test.n_steps
-            given.setdefault("max_steps", int(self._history_rows[-1]["step"]) - with_factors)
-        twin.train(**given)
-        twin.to_device(self.device)
-        of_twin = twin._cells(None, None, None, False)[1]
-        mean_counts = np.asarray(simulated.X.mean(axis=0), dtype=np.float64).ravel()
-        self._replicate = Replicate(weights_hash(self.module), twin.module, of_twin, latent, mean_counts)
-        with inference.evaluating(self.module):
-            return measured_calibration(self.module, self._replicate, in_batches([]))
 
     def get_likelihood_parameters(
         self,
