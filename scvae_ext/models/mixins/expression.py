@@ -137,18 +137,20 @@ class ExpressionMixin(IntervalMixin):
             self._write_ends(adata, key_added, ends, chosen, cells, write_subset, record | {"interval": level})
             return ExpressionInterval(*ends, level, cells.source.obs_names[cells.positions], pd.Index(chosen))
         n_draws = whole_number("n_samples", n_samples)
-        compute: Compute = partial(
-            inference.normalized_expression,
-            batches=batches,
-            genes=genes,
-            depth=depth,
-            n_samples=n_draws,
-            seed=seed,
-            average=return_mean,
-        )
+        compute: Compute
         if given == "counts":
             compute = partial(
                 expression_given_counts, batches=batches, genes=genes, depth=depth, n_samples=n_draws, seed=seed
+            )
+        else:
+            compute = partial(
+                inference.normalized_expression,
+                batches=batches,
+                genes=genes,
+                depth=depth,
+                n_samples=n_draws,
+                seed=seed,
+                average=return_mean,
             )
         if not return_mean:
             if out is not None:
