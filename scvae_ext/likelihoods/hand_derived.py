@@ -19,6 +19,8 @@ __all__ = ["LikelihoodPass"]
 class LikelihoodPass:
     """From the decoder's activations to the log-probability of counts, on a CPU and in single precision.
 
+    It reads what the likelihood holds where that lies now: it is for some minibatches, and not to be kept.
+
     Parameters
     ----------
     likelihood
@@ -26,8 +28,11 @@ class LikelihoodPass:
     """
 
     def __init__(self, likelihood: Likelihood[Any]) -> None:
-        self._base, self._zeros = _parts(likelihood)
-        self._maps = [self._base.expression_head.linear, *([] if self._zeros is None else [self._zeros])]
+        base, zeros = _parts(likelihood)
+        self._dispersion = base.dispersion
+        maps = [base.expression_head.linear, *([] if zeros is None else [zeros])]
+        self._weights, self._biases = [each.weight for each in maps], [each.bias for each in maps]
+        self._values = [(each.bias.detach(), each.weight.detach()) for each in maps]
 
     @staticmethod
     def exists_for(likelihood: Likelihood[Any]) -> bool:
@@ -65,14 +70,14 @@ class LikelihoodPass:
             The counts.
         """
         self._hidden = hidden
-        self._theta = theta = self._base.dispersion.of_genes()
-        logits = [torch.addmm(each.bias.detach(), hidden, each.weight.detach().T).numpy() for each in self._maps]
+        self._theta = theta = self._dispersion.of_genes()
+        logits = [torch.addmm(bias, hidden, weight.T).numpy() for bias, weight in self._values]
         log_prob, by_logits, _, _, by_zeros, sums = composed_log_prob(
             logits[0],
             depth.numpy(),
             SMALLEST_MEAN,
             theta.numpy(),
-            None if self._zeros is None else logits[1],
+            logits[1] if len(logits) > 1 else None,
             counts.by_cell,
             overwritten=(True, True),
             sums=True,
@@ -93,15 +98,14 @@ class LikelihoodPass:
             Derivative by the log density of the prior on the parameters.
         """
         by_hidden = torch.empty_like(self._hidden)
-        for position, (linear, by_logits) in enumerate(zip(self._maps, self._by_logits, strict=True)):
+        for position, (by_logits, (_, weight)) in enumerate(zip(self._by_logits, self._values, strict=True)):
             # What is added to with a factor of zero is not read.
-            empty = torch.empty_like(linear.weight)
-            linear.weight.grad = empty.addmm_(by_logits.T, self._hidden, beta=0, alpha=of_log_prob)
-            linear.bias.grad = self._by_biases[position] * of_log_prob
-            by_hidden.addmm_(by_logits, linear.weight.detach(), beta=min(position, 1), alpha=of_log_prob)
-        dispersion = self._base.dispersion
+            empty = torch.empty_like(weight)
+            self._weights[position].grad = empty.addmm_(by_logits.T, self._hidden, beta=0, alpha=of_log_prob)
+            self._biases[position].grad = self._by_biases[position] * of_log_prob
+            by_hidden.addmm_(by_logits, weight, beta=min(position, 1), alpha=of_log_prob)
         by_theta = self._minus_by_theta * -of_log_prob
-        dispersion.log_value.grad = dispersion.gradient_of_genes(self._theta, by_theta, of_log_prior)
+        self._dispersion.log_value.grad = self._dispersion.gradient_of_genes(self._theta, by_theta, of_log_prior)
         return by_hidden
 
 

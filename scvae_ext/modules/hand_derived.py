@@ -25,6 +25,8 @@ class HandDerivedElbo:
 
     .. math:: -\frac1n \sum_n \left( \log p(x_n \mid z_n) - \beta \operatorname{KL}_n \right) - \frac{\log p(\theta)}N
 
+    It reads and moves what the VAE holds where that lies now: it is for some minibatches, and not to be kept.
+
     Parameters
     ----------
     vae
@@ -34,7 +36,9 @@ class HandDerivedElbo:
     def __init__(self, vae: VAE) -> None:
         if not isinstance(vae.decoder, MLP):
             raise TypeError("There are no hand-derived gradients of a linear decoder.")
-        self._vae, self._decoder = vae, vae.decoder
+        self._vae = vae
+        self._encoder, self._decoder = PerceptronPass(vae.encoder.mlp), PerceptronPass(vae.decoder)
+        self._posterior, self._likelihood = PosteriorPass(vae.encoder), LikelihoodPass(vae.likelihood)
 
     @classmethod
     def of(cls, module: Trainable) -> "HandDerivedElbo | None":
@@ -95,16 +99,15 @@ class HandDerivedElbo:
         vae, n_cells = self._vae, minibatch.n_cells
         columns = vae.covariates(minibatch)
         no_columns: Float[Tensor, "cells 0"] = columns[:, :0]
-        encoder = PerceptronPass(vae.encoder.mlp, columns if vae.encode_covariates else no_columns)
-        decoder = PerceptronPass(self._decoder, columns)
-        posterior, likelihood = PosteriorPass(vae.encoder), LikelihoodPass(vae.likelihood)
 
-        hidden = encoder.forward(minibatch.counts.log1p())
-        sample, kl = posterior.forward(hidden, torch.randn(n_cells, vae.n_latent))
-        reconstruction = likelihood.forward(decoder.forward(sample), minibatch.library_size, minibatch.counts)
+        hidden = self._encoder.forward(minibatch.counts.log1p(), columns if vae.encode_covariates else no_columns)
+        sample, kl = self._posterior.forward(hidden, torch.randn(n_cells, vae.n_latent))
+        hidden = self._decoder.forward(sample, columns)
+        reconstruction = self._likelihood.forward(hidden, minibatch.library_size, minibatch.counts)
 
-        by_sample = decoder.backward(likelihood.backward(-1 / n_cells, -1 / n_train))
-        encoder.backward(posterior.backward(cast(Tensor, by_sample), kl_weight / n_cells), as_far_as_the_input=False)
+        by_sample = self._decoder.backward(self._likelihood.backward(-1 / n_cells, -1 / n_train))
+        by_hidden = self._posterior.backward(cast(Tensor, by_sample), kl_weight / n_cells)
+        self._encoder.backward(by_hidden, as_far_as_the_input=False)
         return Elbo(reconstruction, kl)
 
 

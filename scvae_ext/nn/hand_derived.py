@@ -5,13 +5,13 @@ from typing import cast
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from scvae_ext.kernels import gaussian_sample, gaussian_sample_backward, sparse_product, transposed_sparse_product
 from scvae_ext.minibatch import SparseCounts
 from scvae_ext.nn.encoder import LOG_VARIANCE_LIMIT, Encoder
 from scvae_ext.nn.mlp import MLP, Layer
-from scvae_ext.nn.normalised import n_levels_kept, normalised_rows, normalised_rows_backward
+from scvae_ext.nn.normalised import NormalisedRows, n_levels_kept
 from scvae_ext.nn.sparse_linear import SparseLinear
 
 __all__ = ["PerceptronPass", "PosteriorPass", "has_hand_derived_pass"]
@@ -30,30 +30,34 @@ def has_hand_derived_pass(mlp: MLP) -> bool:
 
 
 class PerceptronPass:
-    """One pass of a minibatch through a perceptron in training, on a CPU and in single precision.
+    """Minibatches on their way through a perceptron in training, on a CPU and in single precision, one at a time.
+
+    It reads what the layers hold where that lies now: it is for some minibatches, and not to be kept.
 
     Parameters
     ----------
     mlp
         The perceptron.
-    columns
-        Covariate columns of each cell.
     """
 
-    def __init__(self, mlp: MLP, columns: Float[Tensor, "cells covariates"]) -> None:
-        self._passes = [_LayerPass(cast(Layer, layer), columns) for layer in mlp.layers]
+    def __init__(self, mlp: MLP) -> None:
+        self._passes = [_LayerPass(cast(Layer, layer)) for layer in mlp.layers]
 
-    def forward(self, x: Float[Tensor, "cells n_in"] | SparseCounts) -> Float[Tensor, "cells hidden"]:
+    def forward(
+        self, x: Float[Tensor, "cells n_in"] | SparseCounts, columns: Float[Tensor, "cells covariates"]
+    ) -> Float[Tensor, "cells hidden"]:
         """Return the activations of the last layer.
 
         Parameters
         ----------
         x
             Input, dense or as sparse counts.
+        columns
+            Covariate columns of each cell.
         """
-        hidden = self._passes[0].forward(x)
+        hidden = self._passes[0].forward(x, columns)
         for layer in self._passes[1:]:
-            hidden = layer.forward(hidden)
+            hidden = layer.forward(hidden, columns)
         return hidden
 
     def backward(
@@ -75,49 +79,51 @@ class PerceptronPass:
 
 
 class _LayerPass:
-    def __init__(self, layer: Layer, columns: Float[Tensor, "cells covariates"]) -> None:
+    def __init__(self, layer: Layer) -> None:
         if layer.batch_norm is None:
             raise TypeError("There are no hand-derived gradients of a layer without batch normalisation.")
-        self._linear, self._batch_norm, self._dropout_rate = layer.linear, layer.batch_norm, layer.dropout_rate
-        self._covariates, self._columns = layer.covariates, columns
+        linear = layer.linear
+        self._linear, self._weight = linear, linear.weight
+        # As a sparse layer holds it: inputs by outputs.
+        self._matrix = linear.weight.detach() if isinstance(linear, SparseLinear) else linear.weight.detach().T
+        self._rows, self._scale = NormalisedRows(layer.batch_norm, layer.dropout_rate), layer.batch_norm.weight
+        self._shift = layer.batch_norm.bias
+        self._of_columns = None if layer.covariates is None else layer.covariates.weight
 
-    def forward(self, x: Tensor | SparseCounts) -> Tensor:
+    def forward(self, x: Tensor | SparseCounts, columns: Tensor) -> Tensor:
         linear = self._linear
-        weight = linear.weight.detach()
         if isinstance(x, SparseCounts) and not (isinstance(linear, SparseLinear) and linear.as_sum(x)):
             x = x.dense()
-        self._x = x
+        self._x, self._columns = x, columns
         if isinstance(x, SparseCounts):
-            product = torch.from_numpy(sparse_product(*x.by_cell, weight.numpy()))
+            product = torch.from_numpy(sparse_product(*x.by_cell, self._matrix.numpy()))
         else:
-            product = x @ (weight if isinstance(linear, SparseLinear) else weight.T)
-        if self._covariates is not None:
-            product.addmm_(self._columns, self._covariates.weight.detach().T)
-        output, self._arrays = normalised_rows(product, self._batch_norm, self._dropout_rate)
-        return output
+            product = x @ self._matrix
+        if self._of_columns is not None:
+            product.addmm_(columns, self._of_columns.detach().T)
+        return self._rows.forward(product)
 
     def backward(self, grad: Tensor) -> Tensor:
         """Set all gradients, and return the derivative by the product with the weight."""
-        x, linear = self._x, self._linear
-        by_product, self._batch_norm.weight.grad, self._batch_norm.bias.grad = normalised_rows_backward(
-            grad, self._arrays
-        )
-        if self._covariates is not None:
-            self._covariates.weight.grad = by_product.T @ self._columns
+        x = self._x
+        by_product, self._scale.grad, self._shift.grad = self._rows.backward(grad)
+        if self._of_columns is not None:
+            self._of_columns.grad = by_product.T @ self._columns
         if isinstance(x, SparseCounts):
             by_weight = transposed_sparse_product(*x.by_cell, by_product.numpy(), x.n_genes)
-            linear.weight.grad = torch.from_numpy(by_weight)
+            self._weight.grad = torch.from_numpy(by_weight)
         else:
-            linear.weight.grad = x.T @ by_product if isinstance(linear, SparseLinear) else by_product.T @ x
+            self._weight.grad = x.T @ by_product if isinstance(self._linear, SparseLinear) else by_product.T @ x
         return by_product
 
     def through_linear(self, by_product: Tensor) -> Tensor:
-        weight = self._linear.weight.detach()
-        return by_product @ (weight.T if isinstance(self._linear, SparseLinear) else weight)
+        return by_product @ self._matrix.T
 
 
 class PosteriorPass:
     """From the last activations of an encoder to a sample of the Gaussian posterior, and its divergence.
+
+    It reads what the encoder holds where that lies now: it is for some minibatches, and not to be kept.
 
     Parameters
     ----------
@@ -128,7 +134,9 @@ class PosteriorPass:
     LIMIT = np.float32(LOG_VARIANCE_LIMIT)
 
     def __init__(self, encoder: Encoder) -> None:
-        self._heads: tuple[nn.Linear, nn.Linear] = (encoder.mean, encoder.log_variance)
+        heads = encoder.mean, encoder.log_variance
+        self._weights, self._biases = [head.weight for head in heads], [head.bias for head in heads]
+        self._values = [(head.bias.detach(), head.weight.detach()) for head in heads]
 
     def forward(
         self, hidden: Float[Tensor, "cells hidden"], noise: Float[Tensor, "cells latent"]
@@ -143,11 +151,12 @@ class PosteriorPass:
             Standard normal.
         """
         self._hidden = hidden
-        mean, log_variance = (
-            torch.addmm(head.bias.detach(), hidden, head.weight.detach().T).numpy() for head in self._heads
-        )
-        sample, std, divergence = gaussian_sample(mean, log_variance, noise.numpy(), self.LIMIT)
-        self._arrays = mean, log_variance, noise.numpy(), std
+        (bias, weight), (log_bias, log_weight) = self._values
+        mean = torch.addmm(bias, hidden, weight.T).numpy()
+        log_variance = torch.addmm(log_bias, hidden, log_weight.T).numpy()
+        epsilon = noise.numpy()
+        sample, std, divergence = gaussian_sample(mean, log_variance, epsilon, self.LIMIT)
+        self._arrays = mean, log_variance, epsilon, std
         return torch.from_numpy(sample), torch.from_numpy(divergence)
 
     def backward(self, grad: Float[Tensor, "cells latent"], of_divergence: float) -> Float[Tensor, "cells hidden"]:
@@ -161,9 +170,11 @@ class PosteriorPass:
             Derivative by the divergence of each cell.
         """
         by_heads = gaussian_sample_backward(grad.numpy(), *self._arrays, self.LIMIT, np.float32(of_divergence))
-        by_hidden = torch.zeros_like(self._hidden)
-        for head, array in zip(self._heads, by_heads, strict=True):
+        by_hidden = torch.empty_like(self._hidden)
+        for position, (array, (_, weight)) in enumerate(zip(by_heads, self._values, strict=True)):
             by_output = torch.from_numpy(array)
-            head.weight.grad, head.bias.grad = by_output.T @ self._hidden, by_output.sum(0)
-            by_hidden.addmm_(by_output, head.weight.detach())
+            self._weights[position].grad = by_output.T @ self._hidden
+            self._biases[position].grad = by_output.sum(0)
+            # What is added to with a factor of zero is not read.
+            by_hidden.addmm_(by_output, weight, beta=min(position, 1))
         return by_hidden

@@ -18,6 +18,8 @@ __all__ = ["RESIDUAL_SCALE", "ExpressionHead", "LogExpressionHead", "MeanHead"]
 # A state of the decoder reaches a gene by many hidden units, a residual factor by one weight, which weight decay and
 # the steps of Adam would hold back: inputs of residual factors are this much larger.
 RESIDUAL_SCALE = 3.0
+# Two megabytes of them in single precision, written and read again while they are in a processor's cache.
+LOGITS_AT_ONCE = 2**19
 
 
 class MeanHead(nn.Module, ABC):
@@ -151,10 +153,15 @@ class ExpressionHead(MeanHead):
     ) -> None:
         # Passes over (cells, genes) are what expression costs: logits that are in the cache still become what is
         # wanted where it is wanted.
-        if self.compositional and result.device.type == "cpu" and hidden.dtype == torch.float32:
-            logits = full_precision(self.linear(hidden)).detach()
+        plain = hidden.dtype == torch.float32 and not torch.is_autocast_enabled(hidden.device.type)
+        if self.compositional and result.device.type == "cpu" and plain:
             genes = None if columns is None else columns.numpy()
-            write_compositions(logits.numpy(), scale.numpy(), genes, result.numpy(), add=add)
+            weight, bias = self.linear.weight.detach().T, self.linear.bias.detach()
+            rows = max(1, LOGITS_AT_ONCE // len(bias))
+            logits = torch.empty(min(rows, len(hidden)), len(bias))
+            for some, scales, results in zip(hidden.split(rows), scale.split(rows), result.split(rows), strict=True):
+                torch.addmm(bias, some, weight, out=logits[: len(some)])
+                write_compositions(logits[: len(some)].numpy(), scales.numpy(), genes, results.numpy(), add=add)
         else:
             super()._write(hidden, scale, columns, result, add)
 

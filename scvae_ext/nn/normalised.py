@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from scvae_ext.kernels import normalised, normalised_backward
 from scvae_ext.nn.precision import full_precision
 
-__all__ = ["n_levels_kept", "normalise_and_rectify", "normalised_rows", "normalised_rows_backward"]
+__all__ = ["NormalisedRows", "n_levels_kept", "normalise_and_rectify"]
 
 # Dropout compares random integers of 16 bits with a threshold: its rate is right to a part in 65,536.
 _LEVELS = 2**16
@@ -48,51 +48,62 @@ def normalise_and_rectify(
     return output.view(x.shape)
 
 
-def normalised_rows(
-    x: Float[Tensor, "rows hidden"], batch_norm: nn.BatchNorm1d, dropout_rate: float
-) -> tuple[Float[Tensor, "rows hidden"], tuple[Any, ...]]:
-    """Return the same of two rows or more in training, and what :func:`normalised_rows_backward` needs.
+class NormalisedRows:
+    """The same of two rows or more at a time, in training and in single precision on a CPU, and its derivatives.
+
+    It reads and moves what the layer holds where that lies now: it is for some minibatches, and not to be kept.
 
     Parameters
     ----------
-    x, batch_norm, dropout_rate
+    batch_norm, dropout_rate
         As for :func:`normalise_and_rectify`.
     """
-    n_kept = n_levels_kept(dropout_rate)
-    random = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
-    if n_kept < _LEVELS:
-        random.random_(-(2**63), None)
-    levels = random.numpy().view(np.uint16)[: x.numel()].reshape(x.shape)
-    running = _array(batch_norm.running_mean), _array(batch_norm.running_var)
-    _array(batch_norm.num_batches_tracked)[...] += 1
-    scale = batch_norm.weight.detach().numpy()
-    output, standardised, inverse_std = normalised(
-        x.detach().contiguous().numpy(),
-        scale,
-        batch_norm.bias.detach().numpy(),
-        running,
-        np.float32(batch_norm.momentum),
-        np.float32(batch_norm.eps),
-        levels if n_kept < _LEVELS else levels[:0],
-        n_kept,
-    )
-    return torch.from_numpy(output), (output, standardised, scale, inverse_std, np.float32(_LEVELS / n_kept))
 
+    def __init__(self, batch_norm: nn.BatchNorm1d, dropout_rate: float) -> None:
+        self._n_kept = n_levels_kept(dropout_rate)
+        self._weight, self._bias = batch_norm.weight.detach().numpy(), batch_norm.bias.detach().numpy()
+        self._running = _array(batch_norm.running_mean), _array(batch_norm.running_var)
+        self._n_seen = _array(batch_norm.num_batches_tracked)
+        self._momentum, self._eps = np.float32(batch_norm.momentum), np.float32(batch_norm.eps)
 
-def normalised_rows_backward(
-    grad: Float[Tensor, "rows hidden"], arrays: tuple[Any, ...]
-) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "hidden"], Float[Tensor, "hidden"]]:
-    """Return derivatives by x and by scale and shift.
+    def forward(self, x: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:
+        """Return the output, and move the running moments.
 
-    Parameters
-    ----------
-    grad
-        Derivative by the output.
-    arrays
-        From :func:`normalised_rows`.
-    """
-    by_x, by_weight, by_bias = normalised_backward(grad.contiguous().numpy(), *arrays)
-    return torch.from_numpy(by_x), torch.from_numpy(by_weight), torch.from_numpy(by_bias)
+        Parameters
+        ----------
+        x
+            Input.
+        """
+        random = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
+        if self._n_kept < _LEVELS:
+            random.random_(-(2**63), None)
+        levels = random.numpy().view(np.uint16)[: x.numel()].reshape(x.shape)
+        self._n_seen += 1
+        output, standardised, inverse_std = normalised(
+            x.detach().contiguous().numpy(),
+            self._weight,
+            self._bias,
+            self._running,
+            self._momentum,
+            self._eps,
+            levels if self._n_kept < _LEVELS else levels[:0],
+            self._n_kept,
+        )
+        self._arrays = output, standardised, self._weight, inverse_std, np.float32(_LEVELS / self._n_kept)
+        return torch.from_numpy(output)
+
+    def backward(
+        self, grad: Float[Tensor, "rows hidden"]
+    ) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "hidden"], Float[Tensor, "hidden"]]:
+        """Return derivatives by x and by scale and shift, of the rows that went forwards last.
+
+        Parameters
+        ----------
+        grad
+            Derivative by the output.
+        """
+        by_x, by_weight, by_bias = normalised_backward(grad.contiguous().numpy(), *self._arrays)
+        return torch.from_numpy(by_x), torch.from_numpy(by_weight), torch.from_numpy(by_bias)
 
 
 def n_levels_kept(dropout_rate: float) -> int:
@@ -115,10 +126,11 @@ class _Normalised(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, batch_norm: nn.BatchNorm1d, dropout_rate: float
     ) -> Tensor:
-        output, ctx.arrays = normalised_rows(x, batch_norm, dropout_rate)
+        ctx.rows = NormalisedRows(batch_norm, dropout_rate)
+        output: Tensor = ctx.rows.forward(x)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *normalised_rows_backward(grad, ctx.arrays), None, None
+        return *ctx.rows.backward(grad), None, None

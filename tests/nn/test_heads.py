@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvae_ext.nn import ExpressionHead, LogExpressionHead
+from scvae_ext.nn import ExpressionHead, LogExpressionHead, heads
 
 HIDDEN = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 EXPRESSION = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
@@ -80,3 +80,18 @@ def test_expression_is_written_summed_over_samples_and_scaled(head, columns, dty
     torch.testing.assert_close(result, expected)
     head.write_expression(hidden, scale, columns, result, add=True)
     torch.testing.assert_close(result, 2 * expected)
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 10, 11, 1000])
+@torch.no_grad()
+def test_cells_are_written_a_few_at_a_time(logits_at_once, monkeypatch):
+    """Five genes: one cell at a time, two, two and a rest that is left out, all."""
+    monkeypatch.setattr(heads, "LOGITS_AT_ONCE", logits_at_once)
+    head, hidden, scale = ExpressionHead(3, 5), torch.randn(2, 7, 3), torch.arange(1.0, 8.0)
+    expected = torch.nn.functional.linear(hidden, head.linear.weight, head.linear.bias).softmax(-1).sum(0)
+    result = torch.full((7, 5), torch.nan)
+    head.write_expression(hidden, scale, None, result, add=False)
+    torch.testing.assert_close(result, expected * scale.unsqueeze(-1))
+    with torch.autocast("cpu"):
+        head.write_expression(hidden, scale, None, result, add=True)
+    torch.testing.assert_close(result, 2 * expected * scale.unsqueeze(-1), rtol=2e-2, atol=1e-3)
