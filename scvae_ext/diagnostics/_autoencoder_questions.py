@@ -23,7 +23,7 @@ from scvae_ext.diagnostics._other_half import LEVELS, OtherHalf, predict_other_h
 from scvae_ext.diagnostics._paired_two_sample import CellFeatures, told_apart
 from scvae_ext.diagnostics.autoencoder_comparison import AutoencoderComparison, Contestant, Measured
 from scvae_ext.models import SCVAE, Autoencoder
-from scvae_ext.models.inference import evaluating
+from scvae_ext.models.cells import evaluating
 
 __all__ = ["ChosenCells", "choose_cells", "judge"]
 

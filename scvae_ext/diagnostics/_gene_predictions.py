@@ -13,7 +13,7 @@ from scvae_ext.distributions import CountDistribution
 from scvae_ext.likelihoods import NegativeBinomialLikelihood, ZeroInflatedNegativeBinomialLikelihood
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.models import SCVAE
-from scvae_ext.models.inference import Cells
+from scvae_ext.models.cells import Cells
 
 __all__ = ["GenePredictions", "leave_one_gene_out"]
 

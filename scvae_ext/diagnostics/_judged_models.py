@@ -12,7 +12,7 @@ from torch import Tensor
 from scvae_ext.likelihoods import depth, log_normalised_matrix
 from scvae_ext.minibatch import Minibatch, SparseCounts
 from scvae_ext.models import SCVAE, Autoencoder
-from scvae_ext.models.inference import Cells
+from scvae_ext.models.cells import Cells
 from scvae_ext.modules import VAE, DeterministicAutoencoder
 from scvae_ext.types import CellsByGenes, CellValues
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from scvae_ext.diagnostics._judged_models import Judged, log_normalised_counts
 from scvae_ext.models import SCVAE, Autoencoder
-from scvae_ext.models.inference import Cells, evaluating
+from scvae_ext.models.cells import Cells, evaluating
 
 __all__ = ["N_STEPS", "LineMeasures", "measure_lines", "measure_path"]
 

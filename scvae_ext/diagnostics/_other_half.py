@@ -9,7 +9,7 @@ from scipy.special import xlogy
 
 from scvae_ext.diagnostics._judged_models import Judged, both_halves, log_normalised_counts, minibatches_of
 from scvae_ext.models import SCVAE, Autoencoder
-from scvae_ext.models.inference import evaluating
+from scvae_ext.models.cells import evaluating
 
 __all__ = ["LEVELS", "OtherHalf", "correlations", "deviances", "predict_other_half"]
 

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from scvae_ext.diagnostics.evidence import PAIRS_PER_STEP, _evaluating, _log_weights_in_parts, _optimise
 from scvae_ext.minibatch import Minibatch
-from scvae_ext.models.inference import Cells
+from scvae_ext.models.cells import Cells
 from scvae_ext.modules import VAE
 
 __all__ = ["States", "draw_states"]

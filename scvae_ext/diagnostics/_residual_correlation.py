@@ -7,7 +7,7 @@ from scvae_ext.diagnostics._posterior_states import draw_states
 from scvae_ext.diagnostics._quantile_residuals import quantile_residuals
 from scvae_ext.diagnostics.posterior_predictive_check import _most_counts
 from scvae_ext.models import SCVAE
-from scvae_ext.models.inference import Cells
+from scvae_ext.models.cells import Cells
 
 __all__ = ["LEAST_CELLS", "LEAST_GENES", "residual_correlation", "testable_genes"]
 

@@ -18,7 +18,7 @@ from torch.distributions import Distribution, Normal
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.models import SCVAE
 from scvae_ext.models.base import BaseModel
-from scvae_ext.models.inference import Cells
+from scvae_ext.models.cells import Cells
 from scvae_ext.models.options import whole_number
 from scvae_ext.models.query import CellSelection
 from scvae_ext.modules import VAE, Posterior, VAEOutput, log_importance_weights

@@ -13,7 +13,7 @@ from scvae_ext.diagnostics.replicated import STATISTICS, Replicated
 from scvae_ext.diagnostics.replicates import N_BINS, Latent, Replicates, draw_replicates
 from scvae_ext.models import SCVAE
 from scvae_ext.models.base import BaseModel
-from scvae_ext.models.inference import Cells
+from scvae_ext.models.cells import Cells
 from scvae_ext.models.options import whole_number
 from scvae_ext.models.query import CellSelection
 

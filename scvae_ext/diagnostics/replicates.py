@@ -12,7 +12,7 @@ from torch import Tensor
 from scvae_ext.diagnostics.replicated import STATISTICS, Moments, Replicated
 from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
-from scvae_ext.models.inference import Cells, evaluating
+from scvae_ext.models.cells import Cells, evaluating
 from scvae_ext.modules import VAE
 
 __all__ = ["N_BINS", "Latent", "Replicates", "draw_replicates"]

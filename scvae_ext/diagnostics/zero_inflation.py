@@ -16,7 +16,7 @@ from scvae_ext.diagnostics._zero_inflation_profile import PI_GRID, GeneProfiles,
 from scvae_ext.diagnostics._zero_inflation_refits import Refits, refit
 from scvae_ext.models import SCVAE
 from scvae_ext.models.base import BaseModel
-from scvae_ext.models.inference import MAX_ENTRIES
+from scvae_ext.models.cells import MAX_ENTRIES
 from scvae_ext.models.options import whole_number
 from scvae_ext.models.query import CellSelection
 

@@ -8,8 +8,9 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from scvae_ext.analysis import AggregatedPosterior
+from scvae_ext.models.cells import Cells
 from scvae_ext.models.groups import select_groups
-from scvae_ext.models.inference import Cells, latent_parameters
+from scvae_ext.models.inference import latent_parameters
 from scvae_ext.modules import VAE
 
 __all__ = ["groups_of_samples", "sample_log_prob"]

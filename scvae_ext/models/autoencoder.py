@@ -13,8 +13,9 @@ from jaxtyping import Float
 from typing_extensions import override
 
 from scvae_ext.data import CellSource, Registry
-from scvae_ext.models import inference
+from scvae_ext.models.autoencoder_inference import autoencoder_expression, autoencoder_latent
 from scvae_ext.models.base import BaseModel
+from scvae_ext.models.cells import evaluating
 from scvae_ext.models.options import positive_number, reject_unknown
 from scvae_ext.models.pieces import Pieces
 from scvae_ext.models.query import CellSelection, GeneSelection, select_genes, select_options
@@ -111,7 +112,7 @@ class Autoencoder(BaseModel):
             As for :meth:`SCVAE.get_latent_representation`.
         """
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
-        pieces = Pieces(self.module, cells, inference.autoencoder_latent, self.module.latent.out_features)
+        pieces = Pieces(self.module, cells, autoencoder_latent, self.module.latent.out_features)
         if out is not None:
             return self._write_out(out, overwrite, adata, pieces, [], ("obsm", key_added or self.latent_key), {})
         latent = pieces.in_memory()
@@ -150,7 +151,7 @@ class Autoencoder(BaseModel):
         genes = select_genes(gene_list, self.registry.var_names)
         library_size = positive_number("library_size", library_size)
         names = list(self.registry.var_names) if genes is None else [self.registry.var_names[gene] for gene in genes]
-        compute = partial(inference.autoencoder_expression, batches=batches, genes=genes, library_size=library_size)
+        compute = partial(autoencoder_expression, batches=batches, genes=genes, library_size=library_size)
         pieces = Pieces(self.module, cells, compute, len(names))
         arguments = {
             "transform_batch": [self.registry.batch_categories[batch] for batch in batches] or None,
@@ -183,7 +184,7 @@ class Autoencoder(BaseModel):
         """
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         errors = np.empty(len(cells))
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             for rows, minibatch in cells:
                 errors[rows] = self.module.objective(minibatch).mse.cpu().numpy()
         return float(errors.mean()) if return_mean else errors

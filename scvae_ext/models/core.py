@@ -13,7 +13,7 @@ from anndata.compat import DaskArray
 from jaxtyping import Int
 
 from scvae_ext.data import CellSource, Registry, align, read_registry, setup_anndata
-from scvae_ext.models.inference import Cells
+from scvae_ext.models.cells import Cells
 from scvae_ext.models.options import whole_number
 from scvae_ext.models.output import check_out, write_pieces
 from scvae_ext.models.pieces import Pieces

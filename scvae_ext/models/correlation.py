@@ -13,7 +13,7 @@ from torch import Tensor
 from scvae_ext.analysis import pearson_correlation, spearman_correlation
 from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
-from scvae_ext.models.inference import Cells, target_batches
+from scvae_ext.models.cells import Cells, target_batches
 from scvae_ext.modules import VAE
 
 __all__ = ["CorrelationType", "gene_correlation"]

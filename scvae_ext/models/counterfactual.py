@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from scvae_ext.analysis import Overlap, calibrate_intervals, setting_overlap
 from scvae_ext.distributions import NegativeBinomial, Poisson, ZeroInflated
-from scvae_ext.models.inference import Cells, shared_noise
+from scvae_ext.models.cells import Cells, shared_noise
 from scvae_ext.models.intervals import Replicate
 from scvae_ext.models.settings import Setting
 from scvae_ext.models.state_shift import GroupedStates, mean_states, obs_column, state_shift

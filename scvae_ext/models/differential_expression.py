@@ -22,8 +22,8 @@ from scvae_ext.analysis import (
     rank_genes_groups,
 )
 from scvae_ext.data import make_actual, record_result
+from scvae_ext.models.cells import Cells
 from scvae_ext.models.groups import FEWEST_CELLS, REST, GroupPair, Groups
-from scvae_ext.models.inference import Cells
 from scvae_ext.models.other_genes import OtherGenes
 from scvae_ext.models.posterior_draws import posterior_draws
 from scvae_ext.modules import VAE

@@ -16,7 +16,8 @@ from scvae_ext.analysis import LibrarySizes, fit_library_sizes
 from scvae_ext.data import Registry
 from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
-from scvae_ext.models.inference import Cells, draw_latent
+from scvae_ext.models.cells import Cells
+from scvae_ext.models.inference import draw_latent
 from scvae_ext.models.intervals import ATTEMPTS
 from scvae_ext.models.settings import Setting
 from scvae_ext.modules import VAE

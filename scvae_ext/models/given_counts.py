@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 
 from scvae_ext.likelihoods import expected_rate_ratio
-from scvae_ext.models.inference import Cells, expected_depth, shared_noise, target_batches
+from scvae_ext.models.cells import Cells, shared_noise, target_batches
+from scvae_ext.models.inference import expected_depth
 from scvae_ext.modules import VAE
 
 __all__ = ["expression_given_counts"]

@@ -1,30 +1,23 @@
 """What getters compute, minibatch by minibatch, from a trained module and a source of cells."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal
 
-from scvae_ext.data import CellSource
-from scvae_ext.heap import keep_freed_memory
 from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
-from scvae_ext.modules import VAE, DeterministicAutoencoder
+from scvae_ext.models.cells import Cells, shared_noise, target_batches
+from scvae_ext.modules import VAE
 
 __all__ = [
-    "Cells",
-    "autoencoder_expression",
-    "autoencoder_latent",
     "draw_latent",
     "elbo_terms",
-    "evaluating",
     "expected_depth",
     "latent_mean",
     "latent_parameters",
@@ -34,96 +27,7 @@ __all__ = [
     "normalized_expression",
     "predictive_samples",
     "residual_factors",
-    "shared_noise",
-    "target_batches",
 ]
-
-# Entries of (samples, cells, genes) held at once: 128 MB in single precision.
-MAX_ENTRIES = 2**25
-BATCH_SIZE = 512
-
-
-@dataclass(frozen=True)
-class Cells:
-    """Cells of a source, in the order asked for, read in minibatches onto a device.
-
-    Parameters
-    ----------
-    source
-        Where they are read from.
-    positions
-        Which.
-    device
-        Where the module is.
-    batch_size
-        Cells read at once; chosen by the number of genes where ``None``.
-    """
-
-    source: CellSource
-    positions: Int[np.ndarray, "chosen"]
-    device: torch.device
-    batch_size: int | None = None
-
-    def __iter__(self) -> Iterator[tuple[slice, Minibatch]]:
-        """Iterate over rows of the result and their minibatch."""
-        size = self.batch_size or max(1, min(BATCH_SIZE, MAX_ENTRIES // max(self.source.n_genes, 1)))
-        start = 0
-        for minibatch in self.source.minibatches(self.positions, size):
-            yield slice(start, start + minibatch.n_cells), minibatch.to(self.device)
-            start += minibatch.n_cells
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def samples_at_once(self, n_cells: int, n_samples: int) -> list[int]:
-        """Split samples so that (samples, cells, genes) fits into memory.
-
-        Parameters
-        ----------
-        n_cells, n_samples
-            Cells of the minibatch, and samples in all.
-        """
-        most = max(1, min(n_samples, MAX_ENTRIES // max(1, n_cells * self.source.n_genes)))
-        return [len(part) for part in np.array_split(np.empty(n_samples), math.ceil(n_samples / most))]
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch dropout and batch statistics off, and no gradients, for a while.
-
-    Parameters
-    ----------
-    module
-        The module.
-    """
-    training = module.training
-    module.eval()
-    keep_freed_memory()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        module.train(training)
-
-
-def shared_noise(n_samples: int, n_latent: int, seed: int, device: torch.device) -> Float[Tensor, "samples 1 latent"]:
-    """Return standard normal noise, the same for every cell, in pairs of opposite sign.
-
-    Results then depend neither on the size of a minibatch nor on which other cells were asked for, and errors of odd
-    order cancel within a pair. A single sample is the mean of the posterior.
-
-    Parameters
-    ----------
-    n_samples, n_latent
-        Numbers of samples and of latent dimensions.
-    seed
-        Seed of the noise.
-    device
-        Where to put it.
-    """
-    half = torch.randn(n_samples // 2, 1, n_latent, generator=torch.Generator().manual_seed(seed))
-    middle = torch.zeros(n_samples % 2, 1, n_latent)
-    return torch.cat([half, -half, middle]).to(device)
 
 
 def latent_mean(module: VAE, cells: Cells, n_samples: int, seed: int) -> Float[np.ndarray, "cells latent"]:
@@ -369,66 +273,6 @@ def predictive_samples(
                 counts = counts if genes is None else counts[:, torch.from_numpy(genes)]
                 of_sample.append(sp.csr_matrix(counts.cpu().numpy()))
     return [sp.vstack(of_sample, format="csr") for of_sample in samples]
-
-
-def target_batches(minibatch: Minibatch, batches: Sequence[int]) -> list[Tensor | None]:
-    """Return the batch of each cell for each batch to decode with, or ``None`` once for the observed ones.
-
-    Parameters
-    ----------
-    minibatch
-        The cells.
-    batches
-        Batches to decode with.
-    """
-    if not batches:
-        return [None]
-    return [minibatch.batch.new_full((minibatch.n_cells,), batch) for batch in batches]
-
-
-def autoencoder_latent(module: DeterministicAutoencoder, cells: Cells) -> Float[np.ndarray, "cells latent"]:
-    """Return the latent point of each cell.
-
-    Parameters
-    ----------
-    module, cells
-        Of what.
-    """
-    latent = np.empty((len(cells), module.latent.out_features), dtype=np.float32)
-    for rows, minibatch in cells:
-        latent[rows] = module.encode(minibatch).cpu().numpy()
-    return latent
-
-
-def autoencoder_expression(
-    module: DeterministicAutoencoder,
-    cells: Cells,
-    batches: Sequence[int],
-    genes: Int[np.ndarray, "chosen"] | None,
-    library_size: float,
-) -> Float[np.ndarray, "cells chosen"]:
-    """Return the reconstructed expression of each cell and gene.
-
-    Parameters
-    ----------
-    module, cells
-        Of what.
-    batches, genes
-        As for :func:`normalized_expression`.
-    library_size
-        Total that a cell's expression is scaled to.
-    """
-    n_genes = cells.source.n_genes if genes is None else len(genes)
-    expression = np.empty((len(cells), n_genes), dtype=np.float32)
-    for rows, minibatch in cells:
-        latent = module.encode(minibatch)
-        decoded = [
-            module.head.expression(module.decode_hidden(latent, minibatch, target))
-            for target in target_batches(minibatch, batches)
-        ]
-        values = torch.stack(decoded).mean(0).cpu().numpy() * library_size
-        expression[rows] = values if genes is None else values[:, genes]
-    return expression
 
 
 def _at(qz: Normal, noise: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from scvae_ext.analysis import IntervalCalibration, calibrate_intervals
 from scvae_ext.data import Registry
 from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
-from scvae_ext.models.inference import Cells, target_batches
+from scvae_ext.models.cells import Cells, target_batches
 from scvae_ext.modules import VAE
 
 __all__ = [

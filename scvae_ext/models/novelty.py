@@ -9,7 +9,8 @@ from torch import Tensor
 
 from scvae_ext.analysis import AggregatedPosterior, Novelty, rank_among, replicate_test
 from scvae_ext.minibatch import Minibatch, SparseCounts
-from scvae_ext.models.inference import Cells, latent_parameters
+from scvae_ext.models.cells import Cells
+from scvae_ext.models.inference import latent_parameters
 from scvae_ext.modules import VAE
 
 __all__ = ["novelty_of_cells"]

@@ -14,7 +14,7 @@ from scvae_ext.data.fields import Layer
 from scvae_ext.data.opening import CountMatrix, open_counts
 from scvae_ext.data.validation import require_counts, scan_counts
 from scvae_ext.minibatch import Minibatch, SparseCounts
-from scvae_ext.models.inference import Cells
+from scvae_ext.models.cells import Cells
 from scvae_ext.modules import VAE
 
 __all__ = ["LinearHead", "OtherGenes", "fit_other_genes"]
@@ -98,7 +98,7 @@ def fit_other_genes(module: VAE, cells: Cells, adata: AnnData, layer: str, var_n
     the solution of least squares weighted as for Poisson counts, with a normal prior under which the head explains
     as much variance as the square of the mean. It takes one pass over the cells.
 
-    To be used inside :func:`~scvae_ext.models.inference.evaluating`.
+    To be used inside :func:`~scvae_ext.models.cells.evaluating`.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from scvae_ext.data import CellSource, CountFacts, Registry
 from scvae_ext.data.matrix import InMemoryCounts
 from scvae_ext.data.readers import DaskRows
 from scvae_ext.data.stored import registered_csr
-from scvae_ext.models.inference import Cells, evaluating
+from scvae_ext.models.cells import Cells, evaluating
 
 __all__ = ["Compute", "Pieces"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from scvae_ext.analysis import PosteriorDraws
 from scvae_ext.likelihoods import NegativeBinomialLikelihood, ZeroInflatedNegativeBinomialLikelihood
 from scvae_ext.minibatch import Minibatch, SparseCounts
-from scvae_ext.models.inference import BATCH_SIZE, MAX_ENTRIES, Cells, shared_noise, target_batches
+from scvae_ext.models.cells import BATCH_SIZE, MAX_ENTRIES, Cells, shared_noise, target_batches
 from scvae_ext.models.other_genes import OtherGenes
 from scvae_ext.modules import VAE
 
@@ -28,7 +28,7 @@ def posterior_draws(
 ) -> Iterator[PosteriorDraws]:
     """Yield draws of expression of each cell; the encoder runs once a cell, the decoder once a draw and batch.
 
-    To be used inside :func:`~scvae_ext.models.inference.evaluating`.
+    To be used inside :func:`~scvae_ext.models.cells.evaluating`.
 
     Parameters
     ----------

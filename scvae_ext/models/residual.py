@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from scvae_ext.models.inference import Cells, evaluating, marginal_log_likelihood
+from scvae_ext.models.cells import Cells, evaluating
+from scvae_ext.models.inference import marginal_log_likelihood
 from scvae_ext.modules import VAE, copy_weights
 
 __all__ = ["FactorTest", "add_factors", "choose_cells", "choose_factors"]

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from scvae_ext.data import CellSource, Registry
 from scvae_ext.likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
-from scvae_ext.models.inference import Cells
+from scvae_ext.models.cells import Cells
 from scvae_ext.models.mixins import (
     ComparisonMixin,
     CounterfactualMixin,

@@ -8,7 +8,7 @@ from anndata import AnnData
 from jaxtyping import Float, Int, Shaped
 
 from scvae_ext.data import CellSource
-from scvae_ext.models.inference import Cells
+from scvae_ext.models.cells import Cells
 from scvae_ext.models.settings import Setting
 from scvae_ext.modules import VAE
 

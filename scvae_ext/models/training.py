@@ -13,9 +13,9 @@ from jaxtyping import Int
 
 from scvae_ext.data import CellSource, split_indices
 from scvae_ext.likelihoods import gene_statistics
+from scvae_ext.models.cells import BATCH_SIZE, Cells
 from scvae_ext.models.core import ModelCore
 from scvae_ext.models.defaults import default_max_steps, default_weight_decay, scored_cells, steps_between_validations
-from scvae_ext.models.inference import BATCH_SIZE, Cells
 from scvae_ext.models.options import plan_options, true_or_false, whole_number
 from scvae_ext.models.query import select_cells
 from scvae_ext.modules import Bound, Trainable

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 
 from scvae_ext.analysis import gaussian_entropy, gaussian_information, label_probabilities
-from scvae_ext.models.inference import BATCH_SIZE, Cells, draw_latent, latent_mean, latent_parameters
+from scvae_ext.models.cells import BATCH_SIZE, Cells
+from scvae_ext.models.inference import draw_latent, latent_mean, latent_parameters
 from scvae_ext.modules import VAE
 
 __all__ = ["Labels", "cell_uncertainty"]

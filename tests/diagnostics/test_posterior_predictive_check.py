@@ -145,7 +145,7 @@ def test_one_sample_at_a_time_gives_the_same_kind_of_result(monkeypatch):
     adata = known.simulate("nb", 60)
     model = known.model(adata, "nb")
     whole = posterior_predictive_check(model, **EVERYTHING, n_samples=400)
-    monkeypatch.setattr("scvae_ext.models.inference.MAX_ENTRIES", 60 * 12)
+    monkeypatch.setattr("scvae_ext.models.cells.MAX_ENTRIES", 60 * 12)
     parts = posterior_predictive_check(model, **EVERYTHING, n_samples=400, batch_size=7)
     for units in ("genes", "cells"):
         for name, statistic in getattr(whole, units).items():

@@ -4,7 +4,7 @@ import torch
 from scipy import stats
 
 from scvae_ext.diagnostics._posterior_states import draw_states
-from scvae_ext.models.inference import Cells
+from scvae_ext.models.cells import Cells
 
 LOADINGS = np.array([[1.0, 0.5], [-0.5, 1.5]])
 NOISE = 0.6

@@ -1,11 +1,14 @@
 import warnings
 
 import anndata
+import numpy as np
 import pytest
 import torch
 
 from scvae_ext import SCVAE, Autoencoder
+from scvae_ext.data import align
 from scvae_ext.datasets import synthetic_counts
+from scvae_ext.models.cells import Cells
 
 SMALL = {"n_hidden": 16, "n_latent": 3}
 
@@ -71,6 +74,16 @@ def load(trained_folder, adata):
 @pytest.fixture
 def model(load):
     return load()
+
+
+@pytest.fixture
+def cells(model):
+    def cells(positions=None, batch_size=None):
+        source = align(model.adata, model.registry)
+        positions = np.arange(source.n_cells) if positions is None else np.asarray(positions)
+        return Cells(source, positions, torch.device("cpu"), batch_size)
+
+    return cells
 
 
 @pytest.fixture(params=["h5ad", "zarr"])

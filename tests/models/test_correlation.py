@@ -8,7 +8,6 @@ from anndata import AnnData
 from scipy.stats import norm, spearmanr
 
 from scvae_ext import SCVAE
-from scvae_ext.models import inference
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -58,7 +57,7 @@ def test_draws_are_from_the_posterior(model):
 
 def test_does_not_depend_on_how_many_cells_are_read_at_once(model, monkeypatch):
     one = model.get_feature_correlation_matrix(n_samples=130, key_added=None)
-    monkeypatch.setattr(inference, "MAX_ENTRIES", 30 * 120)
+    monkeypatch.setattr("scvae_ext.models.cells.MAX_ENTRIES", 30 * 120)
     two = model.get_feature_correlation_matrix(n_samples=130, key_added=None, batch_size=37)
     np.testing.assert_allclose(one, two, rtol=0, atol=chance(130))
     again = model.get_feature_correlation_matrix(n_samples=130, key_added=None, batch_size=37)

@@ -5,7 +5,7 @@ import torch
 from anndata import AnnData
 
 from scvae_ext import SCVAE
-from scvae_ext.models import inference
+from scvae_ext.models.cells import evaluating
 from scvae_ext.models.other_genes import fit_other_genes
 from scvae_ext.models.posterior_draws import posterior_draws
 
@@ -38,13 +38,13 @@ def model(everything):
 
 def _fit(model, adata, layer="counts"):
     _, cells = model._cells(adata, None, 64, False)
-    with inference.evaluating(model.module):
+    with evaluating(model.module):
         return cells, fit_other_genes(model.module, cells, adata, layer, model.registry.var_names)
 
 
 def test_head_is_the_solution_of_weighted_ridge_regression(model, everything):
     cells, others = _fit(model, everything)
-    with inference.evaluating(model.module):
+    with evaluating(model.module):
         hidden = torch.cat(
             [model.module.decode_hidden(model.module.encode(batch).qz.loc, batch) for _, batch in cells]
         ).numpy()
@@ -66,7 +66,7 @@ def test_head_is_the_solution_of_weighted_ridge_regression(model, everything):
 
 def test_draws_hold_the_models_genes_and_then_the_others(model, everything):
     cells, others = _fit(model, everything)
-    with inference.evaluating(model.module):
+    with evaluating(model.module):
         chunks = list(posterior_draws(model.module, cells, [], 1, 0, others=others))
     assert others.names == tuple(everything.var_names[N_OWN:])
     counts = torch.cat([chunk.counts.dense() for chunk in chunks]).numpy()

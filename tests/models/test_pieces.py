@@ -9,7 +9,7 @@ from stores import stored
 from scvae_ext import SCVAE
 from scvae_ext.data import align
 from scvae_ext.models import inference
-from scvae_ext.models.inference import Cells
+from scvae_ext.models.cells import Cells
 from scvae_ext.models.pieces import Pieces
 
 STORES = ["backed", "zarr", "lazy h5ad"]

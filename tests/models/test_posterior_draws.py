@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from scvae_ext.models import inference
+from scvae_ext.models.cells import evaluating
 from scvae_ext.models.posterior_draws import posterior_draws
 
 
 def _draws(model, batches=(), n_samples=2, batch_size=50, **options):
     _, cells = model._cells(None, None, batch_size, False)
-    with inference.evaluating(model.module):
+    with evaluating(model.module):
         return list(posterior_draws(model.module, cells, list(batches), n_samples, 0, **options))
 
 

@@ -6,7 +6,7 @@ import torch
 
 from scvae_ext.data import align, read_registry
 from scvae_ext.models import residual
-from scvae_ext.models.inference import Cells
+from scvae_ext.models.cells import Cells
 from scvae_ext.models.residual import FactorTest, choose_cells, choose_factors
 from scvae_ext.modules import VAE
 

@@ -7,8 +7,8 @@ import numpy as np
 from anndata import AnnData
 from jaxtyping import Float, Int
 
-from scvae_ext.models import inference
 from scvae_ext.models.base import BaseModel
+from scvae_ext.models.cells import Cells
 from scvae_ext.models.intervals import Replicate
 from scvae_ext.models.residual import FactorTest
 from scvae_ext.modules import VAE
@@ -37,7 +37,7 @@ class VAEModel(BaseModel):
         adata: AnnData,
         key: str | None,
         columns: Mapping[str, Float[np.ndarray, "cells"]],
-        cells: inference.Cells,
+        cells: Cells,
         write_subset: bool,
         arguments: Mapping[str, Any],
     ) -> None:

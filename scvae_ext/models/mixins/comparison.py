@@ -6,8 +6,8 @@ import pandas as pd
 from anndata import AnnData
 
 from scvae_ext.analysis import DifferentialAbundance, TestMode, abundance_ratio
-from scvae_ext.models import inference
 from scvae_ext.models.abundance import groups_of_samples, sample_log_prob
+from scvae_ext.models.cells import evaluating
 from scvae_ext.models.differential_expression import (
     ChangeOptions,
     DifferentialMode,
@@ -163,7 +163,7 @@ class ComparisonMixin(VAEModel):
             raise ValueError('sample_key has no meaning in mode="vanilla", which compares cells: use mode="change".')
         units = make_units(groups, None if sample_key is None else select_samples(adata.obs, sample_key))
         names = list(self.registry.var_names)
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             others = None
             if layer is not None:
                 others = fit_other_genes(self.module, cells, adata, layer, self.registry.var_names)
@@ -260,7 +260,7 @@ class ComparisonMixin(VAEModel):
             raise ValueError("group1 and group2 need groupby=..., the column of adata.obs that they are groups of.")
         most = None if num_cells_posterior is None else whole_number("num_cells_posterior", num_cells_posterior)
         bandwidth = positive_number("bandwidth", bandwidth)
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             log_prob, n_cells, sizes = sample_log_prob(self.module, cells, codes, names, most, bandwidth, seed)
         ratio = None if compared is None else abundance_ratio(log_prob, n_cells, *compared)
         record = {"sample_key": sample_key, "num_cells_posterior": most, "bandwidth": bandwidth, "seed": seed}

@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scvae_ext.analysis import Counterfactual, CounterfactualEffect, interval_level
-from scvae_ext.models import inference
+from scvae_ext.models.cells import Cells, evaluating
 from scvae_ext.models.counterfactual import abducted_counts, effect_of_settings, groups_of_cells, overlap_with
 from scvae_ext.models.intervals import expression_interval, measured_calibration, refuse_without_counts
 from scvae_ext.models.mixins.intervals import IntervalMixin
@@ -106,7 +106,7 @@ class CounterfactualMixin(IntervalMixin):
         )
         level, n_samples = interval_level(level), whole_number("n_samples", n_samples)
         replicate, own = self._refitted(), self._cells(None, None, None, False)[1]
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             calibration = measured_calibration(self.module, replicate, setting.targets)
             shift = None
             if shift_within is not None:
@@ -189,7 +189,7 @@ class CounterfactualMixin(IntervalMixin):
         level, n_samples = interval_level(level), whole_number("n_samples", n_samples)
         groups, group_of_cell = groups_of_cells(adata, groupby, cells)
         replicate, own = self._refitted(), self._cells(None, None, None, False)[1]
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             known = shifts = None
             if shift_within is not None:
                 known, asked = self._comparable(own, adata, cells, shift_within)
@@ -227,7 +227,7 @@ class CounterfactualMixin(IntervalMixin):
         )
 
     def _comparable(
-        self, own: inference.Cells, adata: AnnData, cells: inference.Cells, shift_within: str
+        self, own: Cells, adata: AnnData, cells: Cells, shift_within: str
     ) -> tuple[GroupedStates, GroupedStates]:
         """Return the model's own cells, and all of another source, by groups of comparable ones."""
         known = grouped_states(self.module, own, self.adata, shift_within)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from scvae_ext.analysis import ExpressionInterval, interval_level
 from scvae_ext.models import inference
+from scvae_ext.models.cells import evaluating
 from scvae_ext.models.correlation import CorrelationType, gene_correlation
 from scvae_ext.models.given_counts import expression_given_counts
 from scvae_ext.models.intervals import expression_interval, in_batches, measured_calibration
@@ -130,7 +131,7 @@ class ExpressionMixin(IntervalMixin):
                 )
             record = {"transform_batch": [self.registry.batch_categories[batch] for batch in batches] or None}
             level, targets, replicate = interval_level(interval), in_batches(batches), self._refitted()
-            with inference.evaluating(self.module):
+            with evaluating(self.module):
                 calibration = measured_calibration(self.module, replicate, targets)
                 ends = expression_interval(self.module, cells, targets, genes, depth, calibration, level)
             chosen = self._gene_names(genes)
@@ -155,7 +156,7 @@ class ExpressionMixin(IntervalMixin):
         if not return_mean:
             if out is not None:
                 raise ValueError("out=... takes the mean over samples alone: leave out return_mean=False.")
-            with inference.evaluating(self.module):
+            with evaluating(self.module):
                 return compute(self.module, cells)
         names = (
             [self.registry.var_names[gene] for gene in genes] if genes is not None else list(self.registry.var_names)
@@ -204,7 +205,7 @@ class ExpressionMixin(IntervalMixin):
             (standard deviation) for ``"normal"``. Each of shape (cells, genes).
         """
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             return inference.likelihood_parameters(self.module, cells, whole_number("n_samples", n_samples), seed)
 
     def get_feature_correlation_matrix(
@@ -274,7 +275,7 @@ class ExpressionMixin(IntervalMixin):
             "seed": whole_number("seed", seed, least=0),
             "predictive": true_or_false("predictive", predictive),
         }
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             values = gene_correlation(self.module, cells, batches, genes, **options)
         names = self._gene_names(genes)
         frame = pd.DataFrame(values, index=names, columns=names)

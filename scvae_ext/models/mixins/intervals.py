@@ -8,7 +8,7 @@ from anndata import AnnData
 from jaxtyping import Float
 
 from scvae_ext.analysis import IntervalCalibration
-from scvae_ext.models import inference
+from scvae_ext.models.cells import Cells, evaluating
 from scvae_ext.models.intervals import (
     Replicate,
     in_batches,
@@ -65,7 +65,7 @@ class IntervalMixin(VAEModel):
         adata, cells = self._cells(None, None, None, False)
         refuse_without_counts(self.module)
         registry, seed = self.registry, self.seed + 1 if seed is None else whole_number("seed", seed, least=0)
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             simulated, latent = simulate_replicate(self.module, cells, registry, adata.obs, seed)
         # Not set up anew: names and scales of the covariates are those of the data, and genes may be without counts.
         twin = type(self).__new__(type(self))
@@ -81,7 +81,7 @@ class IntervalMixin(VAEModel):
         of_twin = twin._cells(None, None, None, False)[1]
         mean_counts = np.asarray(simulated.X.mean(axis=0), dtype=np.float64).ravel()
         self._replicate = Replicate(weights_hash(self.module), twin.module, of_twin, latent, mean_counts)
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             return measured_calibration(self.module, self._replicate, in_batches([]))
 
     def _refitted(self) -> Replicate:
@@ -97,7 +97,7 @@ class IntervalMixin(VAEModel):
         key: str | None,
         ends: Sequence[Float[np.ndarray, "cells chosen"]],
         names: Sequence[str],
-        cells: inference.Cells,
+        cells: Cells,
         write_subset: bool,
         arguments: Mapping[str, Any],
     ) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scvae_ext.models import inference
+from scvae_ext.models.cells import evaluating
 from scvae_ext.models.mixins.base import VAEModel
 from scvae_ext.models.options import whole_number
 from scvae_ext.models.pieces import Pieces
@@ -100,7 +101,7 @@ class LatentMixin(VAEModel):
         elif out is not None:
             raise ValueError("out=... takes the posterior mean alone: leave out give_mean=False and return_dist=True.")
         else:
-            with inference.evaluating(self.module):
+            with evaluating(self.module):
                 if return_dist:
                     return inference.latent_parameters(self.module, cells)
                 latent = inference.draw_latent(
@@ -128,7 +129,7 @@ class LatentMixin(VAEModel):
             As for :meth:`get_latent_representation`.
         """
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             return inference.library_size(self.module, cells)
 
     def get_residual_factors(

@@ -9,6 +9,7 @@ from anndata import AnnData
 
 from scvae_ext.data import record_result, write_registry
 from scvae_ext.models import inference
+from scvae_ext.models.cells import Cells, evaluating
 from scvae_ext.models.generation import Depth, SourceOfStates, as_anndata, draw_cells, fitted_depth
 from scvae_ext.models.groups import cells_of_groups
 from scvae_ext.models.mixins.base import VAEModel
@@ -54,7 +55,7 @@ class SamplingMixin(VAEModel):
         """
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         genes = select_genes(gene_list, self.registry.var_names)
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             draws = inference.predictive_samples(self.module, cells, genes, whole_number("n_samples", n_samples), seed)
         return draws[0] if n_samples == 1 else draws
 
@@ -160,10 +161,10 @@ class SamplingMixin(VAEModel):
             seen = pool[setting.is_observed(cells.source)[pool]]
             pool = seen if len(seen) else pool
         sources = np.random.default_rng(seed).choice(pool, n_obs)
-        everything = inference.Cells(cells.source, np.arange(cells.source.n_cells), self.device, batch_size)
-        with inference.evaluating(self.module):
+        everything = Cells(cells.source, np.arange(cells.source.n_cells), self.device, batch_size)
+        with evaluating(self.module):
             depth = self._depth_of_new_cells(library_size, n_obs, everything, seed)
-            lenders = inference.Cells(cells.source, sources, self.device, batch_size)
+            lenders = Cells(cells.source, sources, self.device, batch_size)
             drawn = draw_cells(self.module, lenders, like, setting, depth, seed)
         columns = {"scvae_source": cells.source.obs_names[sources].to_numpy()}
         if groups is not None:
@@ -182,7 +183,7 @@ class SamplingMixin(VAEModel):
         record_result(generated, "X", self._provenance(record))
         return generated
 
-    def _depth_of_new_cells(self, library_size: Any, n_obs: int, cells: inference.Cells, seed: int) -> Depth:
+    def _depth_of_new_cells(self, library_size: Any, n_obs: int, cells: Cells, seed: int) -> Depth:
         """Resolve where library sizes of new cells come from."""
         is_default = isinstance(library_size, str) and library_size == "fitted"
         if self.registry.size_factor_key is not None:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from scvae_ext.analysis import Novelty
 from scvae_ext.models import inference
+from scvae_ext.models.cells import evaluating
 from scvae_ext.models.groups import select_labels
 from scvae_ext.models.intervals import refuse_without_counts
 from scvae_ext.models.mixins.base import VAEModel
@@ -98,7 +99,7 @@ class ScoresMixin(VAEModel):
             K, the number of samples of each cell.
         """
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             n_samples = whole_number("n_mc_samples", n_mc_samples)
             evidence = inference.marginal_log_likelihood(self.module, cells, n_samples, seed)
         return float(evidence.mean()) if return_mean else evidence
@@ -156,7 +157,7 @@ class ScoresMixin(VAEModel):
         known = self._cells(None, None, batch_size, False)[1]
         labels = None if labels_key is None else select_labels(self.adata.obs, labels_key)
         n_neighbors, n_samples = whole_number("n_neighbors", n_neighbors), whole_number("n_samples", n_samples)
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             frame = cell_uncertainty(self.module, cells, known, labels, is_own, n_neighbors, n_samples, seed)
         record = {"labels_key": labels_key, "n_neighbors": n_neighbors, "n_samples": n_samples, "seed": seed}
         columns = {str(name): frame[name].to_numpy() for name in frame if name != "label"}
@@ -221,7 +222,7 @@ class ScoresMixin(VAEModel):
             "bandwidth": positive_number("bandwidth", bandwidth),
             "seed": whole_number("seed", seed, least=0),
         }
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             result = novelty_of_cells(self.module, cells, known, is_own, **numbers)
         frame = result.to_frame()
         columns = {str(name): frame[name].to_numpy() for name in frame}
@@ -240,6 +241,6 @@ class ScoresMixin(VAEModel):
         return_mean: bool,
     ) -> float | Float[np.ndarray, "cells"]:
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
-        with inference.evaluating(self.module):
+        with evaluating(self.module):
             values = inference.elbo_terms(self.module, cells, whole_number("n_samples", n_samples), seed)[term]
         return float(values.mean()) if return_mean else values
