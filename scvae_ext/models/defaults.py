@@ -10,40 +10,35 @@ from scvae_ext.data.streaming import cells_per_window
 
 __all__ = ["default_max_steps", "default_weight_decay", "scored_cells", "steps_between_validations"]
 
-STEPS_AT_REFERENCE = 2000
-REFERENCE_NONZEROS = 3e5
-STEPS_RANGE = (1000, 50000)
+STEPS_AT_REFERENCE, REFERENCE_CELLS, STEPS_EXPONENT = 1500, 2500, 0.75
+STEPS_RANGE = (600, 50000)
 
 DECAY_TIMES_CELLS = 6000.0
 DECAY_RANGE = (0.0, 10.0)
-
-N_CELLS_LOOKED_AT = 2000
 
 LEAST_STEPS_BETWEEN_VALIDATIONS = 50
 TRAINED_PER_SCORED_CELL = 3
 
 
-def default_max_steps(
-    source: CellSource, train: Int[np.ndarray, "train"], steps_per_epoch: int, n_processes: int = 1
-) -> int:
-    """Return a number of optimiser steps that grows with the square root of the number of counts that are not zero.
+def default_max_steps(n_train: int, steps_per_epoch: int, n_processes: int = 1) -> int:
+    r"""Return a number of optimiser steps that grows with the number of training cells, to the power of 3/4.
 
-    Rounded up to whole epochs, and at least 1,000: a model of few cells needs no fewer updates than that to converge,
-    and a model of many dense cells has more to learn. Processes that train together share the steps out, because each
+    .. math:: 1500 \left(\frac n{2500}\right)^{3/4}
+
+    between 600 and 50,000, rounded up to whole epochs. More steps overfit, the fewer cells the sooner; fewer leave
+    something to be learned, the more cells the more. Processes that train together share the steps out, because each
     step then sees as many minibatches: as many steps of larger ones were measured to overfit.
 
     Parameters
     ----------
-    source, train
-        Training cells; of more than 2,000 a regular subset is looked at.
+    n_train
+        Number of training cells.
     steps_per_epoch
         Steps in one pass over them.
     n_processes
         Number of processes that train together.
     """
-    looked_at = train[:: max(1, len(train) // N_CELLS_LOOKED_AT)]
-    n_nonzero = source.read(looked_at).nnz * len(train) / len(looked_at)
-    steps = STEPS_AT_REFERENCE * math.sqrt(n_nonzero / REFERENCE_NONZEROS)
+    steps = STEPS_AT_REFERENCE * math.pow(n_train / REFERENCE_CELLS, STEPS_EXPONENT)
     steps = min(max(steps, STEPS_RANGE[0]), STEPS_RANGE[1]) / n_processes
     return math.ceil(steps / steps_per_epoch) * steps_per_epoch
 

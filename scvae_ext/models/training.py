@@ -76,7 +76,7 @@ class TrainingMixin(ModelCore):
         ----------
         max_epochs, max_steps
             Training length, in passes over the training cells or in optimiser steps. By default it grows with the
-            square root of the number of counts that are not zero; see the page on the model.
+            number of training cells to the power of 3/4; see the page on the model.
         accelerator, devices
             As for :class:`lightning.Trainer`. Several devices train together, each with its share of the cells; by
             default they share out the updates as well. See the page on several devices and machines.
@@ -251,7 +251,7 @@ class TrainingMixin(ModelCore):
         steps_per_epoch = math.ceil(len(train) / (batch_size * n_processes))
         if max_epochs is not None:
             return whole_number("max_epochs", max_epochs) * steps_per_epoch
-        return default_max_steps(self._own_source(), train, steps_per_epoch, n_processes)
+        return default_max_steps(len(train), steps_per_epoch, n_processes)
 
 
 def _split_of(datamodule: "LightningDataModule", source: CellSource) -> _Split:
