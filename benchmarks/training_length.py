@@ -1,4 +1,4 @@
-"""Held-out ELBO and silhouette width of the known types against the length of training, from which the default was chosen.
+"""Held-out ELBO and silhouette width of the known types against the length of training.
 
 The same cells and the same network as in ``quality.py``, trained for each number of updates with a schedule of that
 length. Each finished run is a line in the results file, so that an interrupted benchmark goes on where it stopped.
@@ -54,12 +54,15 @@ def finished(path: Path) -> pd.DataFrame:
 
 def table(rows: pd.DataFrame) -> str:
     """Return ELBO and, in brackets, silhouette width of each length as Markdown."""
-    lines = ["| dataset | likelihood | seed | updates: ELBO (ASW) |", "|---|---|---:|---|"]
-    for (name, likelihood, seed), of in rows.groupby(["dataset", "likelihood", "seed"]):
-        runs = [
-            f"{row.max_steps:,}: {row.elbo:.1f} ({row.asw:.3f})" for row in of.sort_values("max_steps").itertuples()
-        ]
-        lines.append(f"| {name} | {likelihood} | {seed} | {', '.join(runs)} |")
+    lengths = sorted(rows["max_steps"].unique())
+    lines = [
+        f"| dataset | likelihood | seed | training cells | {' | '.join(f'{length:,}' for length in lengths)} |",
+        f"|---|---|---:|---:|{'---:|' * len(lengths)}",
+    ]
+    for (n_train, name, likelihood, seed), of in rows.groupby(["n_train", "dataset", "likelihood", "seed"]):
+        figures = {row.max_steps: f"{row.elbo:.1f} ({row.asw:.3f})" for row in of.itertuples()}
+        cells = [figures.get(length, "") for length in lengths]
+        lines.append(f"| {name} | {likelihood} | {seed} | {n_train:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
