@@ -8,10 +8,17 @@ from jaxtyping import Int
 from scvae_ext.data import CellSource
 from scvae_ext.data.streaming import cells_per_window
 
-__all__ = ["default_max_steps", "default_weight_decay", "scored_cells", "steps_between_validations"]
+__all__ = [
+    "default_max_steps",
+    "default_patience",
+    "default_weight_decay",
+    "scored_cells",
+    "steps_between_validations",
+]
 
 STEPS_AT_REFERENCE, REFERENCE_CELLS, STEPS_EXPONENT = 1500, 2500, 0.75
-STEPS_RANGE = (600, 50000)
+STEPS_RANGE = (1000, 50000)
+LEAST_PATIENCE = 500
 
 DECAY_TIMES_CELLS = 6000.0
 DECAY_RANGE = (0.0, 10.0)
@@ -25,8 +32,9 @@ def default_max_steps(n_train: int, steps_per_epoch: int, n_processes: int = 1) 
 
     .. math:: 1500 \left(\frac n{2500}\right)^{3/4}
 
-    between 600 and 50,000, rounded up to whole epochs. More steps overfit, the fewer cells the sooner; fewer leave
-    something to be learned, the more cells the more. Processes that train together share the steps out, because each
+    between 1,000 and 50,000, rounded up to whole epochs. More steps overfit, the fewer cells the sooner; fewer leave
+    something to be learned, the more cells the more, and less than 1,000 are too few to converge where a model could go
+    far, whatever the number of cells. Processes that train together share the steps out, because each
     step then sees as many minibatches: as many steps of larger ones were measured to overfit.
 
     Parameters
@@ -41,6 +49,20 @@ def default_max_steps(n_train: int, steps_per_epoch: int, n_processes: int = 1) 
     steps = STEPS_AT_REFERENCE * math.pow(n_train / REFERENCE_CELLS, STEPS_EXPONENT)
     steps = min(max(steps, STEPS_RANGE[0]), STEPS_RANGE[1]) / n_processes
     return math.ceil(steps / steps_per_epoch) * steps_per_epoch
+
+
+def default_patience(max_steps: int) -> int:
+    """Return the steps without improvement before training ends: a quarter of the planned ones, at least 500.
+
+    While the learning rate is high, held-out cells are described worse for some hundred steps before the fall of the
+    rate makes up for it.
+
+    Parameters
+    ----------
+    max_steps
+        Planned number of optimiser steps.
+    """
+    return max(LEAST_PATIENCE, max_steps // 4)
 
 
 def default_weight_decay(n_train: int) -> float:

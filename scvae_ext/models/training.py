@@ -15,7 +15,13 @@ from scvae_ext.data import CellSource, split_indices
 from scvae_ext.likelihoods import gene_statistics
 from scvae_ext.models.cells import BATCH_SIZE, Cells
 from scvae_ext.models.core import ModelCore
-from scvae_ext.models.defaults import default_max_steps, default_weight_decay, scored_cells, steps_between_validations
+from scvae_ext.models.defaults import (
+    default_max_steps,
+    default_patience,
+    default_weight_decay,
+    scored_cells,
+    steps_between_validations,
+)
 from scvae_ext.models.options import plan_options, true_or_false, whole_number
 from scvae_ext.models.query import select_cells
 from scvae_ext.modules import Bound, Trainable
@@ -111,7 +117,7 @@ class TrainingMixin(ModelCore):
             page on integration.
         early_stopping_patience
             Steps without improvement before training ends, counted from the end of the warm-up; by default a quarter
-            of the planned ones.
+            of the planned ones, and at least 500.
         seed
             Seed of the split, of the order of cells and of every random draw; the model's own by default.
         callbacks
@@ -172,7 +178,7 @@ class TrainingMixin(ModelCore):
             batch_penalty=batch_penalty,
             early_stopping=true_or_false("early_stopping", early_stopping),
             validate_every=steps_between_validations(len(validation), n_processes * batch_size),
-            patience=max(1, max_steps // 4) if early_stopping_patience is None else early_stopping_patience,
+            patience=default_patience(max_steps) if early_stopping_patience is None else early_stopping_patience,
             **options,
         )
         trainable = self._trainable(plan)

@@ -5,6 +5,7 @@ from stores import stored
 from scvae_ext.data import align, read_registry
 from scvae_ext.models.defaults import (
     default_max_steps,
+    default_patience,
     default_weight_decay,
     scored_cells,
     steps_between_validations,
@@ -24,7 +25,7 @@ def test_training_is_planned_in_whole_epochs(steps_per_epoch):
 
 
 @pytest.mark.parametrize(
-    ("n_train", "expected"), [(1, 600), (736, 600), (2500, 1500), (40_000, 12_000), (10**6, 50_000)]
+    ("n_train", "expected"), [(1, 1000), (1455, 1000), (2500, 1500), (40_000, 12_000), (10**6, 50_000)]
 )
 def test_training_takes_more_steps_for_more_cells(n_train, expected):
     assert default_max_steps(n_train, 1) == expected
@@ -32,6 +33,11 @@ def test_training_takes_more_steps_for_more_cells(n_train, expected):
 
 def test_processes_share_the_steps_out():
     assert default_max_steps(40_000, 1, n_processes=4) == 3000
+
+
+@pytest.mark.parametrize(("max_steps", "expected"), [(1, 500), (2000, 500), (50_000, 12_500)])
+def test_training_waits_for_a_quarter_of_its_steps(max_steps, expected):
+    assert default_patience(max_steps) == expected
 
 
 def test_weight_decay_weakens_with_the_number_of_cells():
