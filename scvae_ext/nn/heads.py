@@ -159,7 +159,8 @@ class ExpressionHead(MeanHead):
             weight, bias = self.linear.weight.detach().T, self.linear.bias.detach()
             rows = max(1, LOGITS_AT_ONCE // len(bias))
             logits = torch.empty(min(rows, len(hidden)), len(bias))
-            for some, scales, results in zip(hidden.split(rows), scale.split(rows), result.split(rows), strict=True):
+            parts = (part.split(rows) for part in (hidden.detach(), scale, result))
+            for some, scales, results in zip(*parts, strict=True):
                 torch.addmm(bias, some, weight, out=logits[: len(some)])
                 write_compositions(logits[: len(some)].numpy(), scales.numpy(), genes, results.numpy(), add=add)
         else:
