@@ -4,10 +4,12 @@ import logging
 from typing import Any, TypeAlias
 
 import anndata.abc
+import h5py
 import numpy as np
 import scipy.sparse as sp
+import zarr
 from anndata import AnnData
-from anndata.compat import DaskArray, H5Array, ZarrArray
+from anndata.compat import DaskArray
 from jaxtyping import Int
 
 from scvae_ext.data.fields import Layer
@@ -67,7 +69,7 @@ def open_counts(
         matrix = matrix.to_memory()
     for kind, reader in (
         (anndata.abc.CSRDataset, SparseFileRows),
-        (H5Array | ZarrArray, DenseFileRows),
+        (h5py.Dataset | zarr.Array, DenseFileRows),
         (DaskArray, DaskRows),
     ):
         if isinstance(matrix, kind):
