@@ -196,7 +196,12 @@ def over_starts(row: dict[str, float], latent: np.ndarray, labels: pd.Series) ->
     nmi, ari = np.mean(agreement, axis=0)
     more = nmi - row["nmi_ari_cluster_labels_kmeans_nmi"] + ari - row["nmi_ari_cluster_labels_kmeans_ari"]
     bio = row["bio"] + more / N_BIO_FIGURES
-    return {"kmeans_nmi": nmi, "kmeans_ari": ari, "bio_over_starts": bio, "total_over_starts": 0.4 * row["batch"] + 0.6 * bio}
+    return {
+        "kmeans_nmi": nmi,
+        "kmeans_ari": ari,
+        "bio_over_starts": bio,
+        "total_over_starts": 0.4 * row["batch"] + 0.6 * bio,
+    }
 
 
 def package_version(tool: str) -> str:

@@ -79,7 +79,9 @@ def table(rows: pd.DataFrame) -> str:
         by_tool = rows[rows["dataset"] == name].groupby("tool")
         for tool in [tool for tool in TOOLS if tool in by_tool.groups]:
             of = by_tool.get_group(tool)
-            lines.append(f"| {name} | {tool} | {len(of)} | " + " | ".join(f"{of[f].mean():.3f}" for f in FIGURES) + " |")
+            lines.append(
+                f"| {name} | {tool} | {len(of)} | " + " | ".join(f"{of[f].mean():.3f}" for f in FIGURES) + " |"
+            )
     return "\n".join(lines)
 
 

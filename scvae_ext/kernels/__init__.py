@@ -4,6 +4,7 @@ Each kernel is the fast path of a definition that stands elsewhere in torch, whi
 take, and is tested against it and against 50-digit references. Kernels know arrays alone.
 """
 
+from scvae_ext.kernels.dependence import dependence_and_gradient
 from scvae_ext.kernels.gaussian import gaussian_sample, gaussian_sample_backward
 from scvae_ext.kernels.likelihood import composed_log_prob
 from scvae_ext.kernels.normalised import normalised, normalised_backward
@@ -14,6 +15,7 @@ from scvae_ext.kernels.sparse_product import cell_offsets, log1p_of, sparse_prod
 __all__ = [
     "cell_offsets",
     "composed_log_prob",
+    "dependence_and_gradient",
     "gathered_rows",
     "gaussian_sample",
     "gaussian_sample_backward",

@@ -1,12 +1,14 @@
 """How much the latent points of some cells know about their batch: a normalised kernel measure of dependence."""
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from scvae_ext.kernels import dependence_and_gradient
 from scvae_ext.types import CellIndices
 
-__all__ = ["batch_dependence", "latent_kernel", "unbiased_hsic"]
+__all__ = ["batch_dependence", "batch_dependence_and_gradient", "latent_kernel", "unbiased_hsic"]
 
 # Squared widths of the kernels, in units of the median squared distance: from within cell types to across them.
 SQUARED_WIDTHS = (0.0625, 0.25, 1.0)
@@ -49,6 +51,27 @@ def batch_dependence(latent: Float[Tensor, "cells latent"], batch: CellIndices) 
     scale = (unbiased_hsic(of_points, of_points) * of_batches).clamp_min(0.0)
     tiny = 1e-8
     return torch.where(scale > tiny, unbiased_hsic(of_points, same_batch) / scale.clamp_min(tiny).sqrt(), 0.0)
+
+
+def batch_dependence_and_gradient(
+    latent: Float[Tensor, "cells latent"], batch: CellIndices
+) -> tuple[Float[Tensor, ""], Float[Tensor, "cells latent"]]:
+    """Return :func:`batch_dependence` and its gradient by the latent points, on a CPU and in single precision.
+
+    Parameters
+    ----------
+    latent, batch
+        As for :func:`batch_dependence`.
+    """
+    step = -(-len(latent) // MAX_CELLS)
+    gradient = torch.zeros_like(latent)
+    some = latent[::step]
+    if len(some) < FEWEST_CELLS:
+        return latent.new_zeros(()), gradient
+    widths = np.asarray(SQUARED_WIDTHS, dtype=np.float32)
+    value, by_some = dependence_and_gradient(some.numpy(), batch[::step].numpy(), widths)
+    gradient[::step] = torch.from_numpy(by_some)
+    return latent.new_tensor(value), gradient
 
 
 def latent_kernel(latent: Float[Tensor, "cells latent"]) -> Float[Tensor, "cells cells"]:

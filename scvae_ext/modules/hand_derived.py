@@ -8,6 +8,8 @@ from torch import Tensor
 
 from scvae_ext.likelihoods import LikelihoodPass
 from scvae_ext.minibatch import Minibatch
+from scvae_ext.modules.bounds import BatchPenalised, SampledElbo
+from scvae_ext.modules.dependence import batch_dependence_and_gradient
 from scvae_ext.modules.outputs import Elbo
 from scvae_ext.modules.trainable import Trainable
 from scvae_ext.modules.vae import VAE
@@ -24,25 +26,31 @@ class HandDerivedElbo:
     hundreds of small operations that gradients in general are made of.
 
     .. math:: -\frac1n \sum_n \left( \log p(x_n \mid z_n) - \beta \operatorname{KL}_n \right) - \frac{\log p(\theta)}N
+              + \lambda\, d(\mu, s)
 
-    It reads and moves what the VAE holds where that lies now: it is for some minibatches, and not to be kept.
+    The last term is there where batches are penalised, with the posterior means :math:`\mu`. What the VAE holds is read
+    and moved where it lies now: this is for some minibatches, and not to be kept.
 
     Parameters
     ----------
     vae
         A VAE that :meth:`of` takes.
+    batch_penalty
+        :math:`\lambda`, in nats per cell.
     """
 
-    def __init__(self, vae: VAE) -> None:
+    def __init__(self, vae: VAE, batch_penalty: float = 0.0) -> None:
         if not isinstance(vae.decoder, MLP):
             raise TypeError("There are no hand-derived gradients of a linear decoder.")
-        self._vae = vae
+        self._vae, self._batch_penalty = vae, batch_penalty
         self._encoder, self._decoder = PerceptronPass(vae.encoder.mlp), PerceptronPass(vae.decoder)
         self._posterior, self._likelihood = PosteriorPass(vae.encoder), LikelihoodPass(vae.likelihood)
 
     @classmethod
     def of(cls, module: Trainable) -> "HandDerivedElbo | None":
         """Return that of a VAE with perceptrons, batch normalisation, and all that matters here as by default.
+
+        The VAE may have a penalty on batches.
 
         That is, standard normal prior, counts that are negative binomial or zero-inflated for each cell and gene, one
         dispersion a gene, observed library sizes, and batches, if there are several, as columns. ``None`` for any
@@ -54,21 +62,24 @@ class HandDerivedElbo:
         module
             The module.
         """
-        if type(module) is not VAE or vars(module).keys() & vars(VAE).keys():
+        vae, batch_penalty = module, 0.0
+        if type(module) is SampledElbo and module.n_samples == 1 and not module.free_bits and _is_as_written(module):
+            vae, batch_penalty = module.vae, module.batch_penalty
+        if type(vae) is not VAE or not _is_as_written(vae):
             return None
         exists = (
-            isinstance(module.decoder, MLP)
-            and has_hand_derived_pass(module.encoder.mlp)
-            and has_hand_derived_pass(module.decoder)
-            and LikelihoodPass.exists_for(module.likelihood)
-            and module.prior is None
-            and module.library_encoder is None
-            and module.latent_distribution == "normal"
-            and module.covariates.embedding is None
-            and all(_is_free(parameter) for parameter in module.parameters())
+            isinstance(vae.decoder, MLP)
+            and has_hand_derived_pass(vae.encoder.mlp)
+            and has_hand_derived_pass(vae.decoder)
+            and LikelihoodPass.exists_for(vae.likelihood)
+            and vae.prior is None
+            and vae.library_encoder is None
+            and vae.latent_distribution == "normal"
+            and vae.covariates.embedding is None
+            and all(_is_free(parameter) for parameter in vae.parameters())
             and not any(_is_watched(layer) for layer in module.modules())
         )
-        return cls(module) if exists else None
+        return cls(vae, batch_penalty) if exists else None
 
     @staticmethod
     def takes(minibatch: Minibatch) -> bool:
@@ -84,8 +95,8 @@ class HandDerivedElbo:
         )
 
     @torch.no_grad()
-    def backward(self, minibatch: Minibatch, kl_weight: float, n_train: int) -> Elbo:
-        """Set the gradients of all parameters, and return the ELBO of each cell.
+    def backward(self, minibatch: Minibatch, kl_weight: float, n_train: int) -> Elbo | BatchPenalised:
+        """Set the gradients of all parameters, and return the ELBO of each cell, with the penalty if there is one.
 
         Parameters
         ----------
@@ -105,10 +116,24 @@ class HandDerivedElbo:
         hidden = self._decoder.forward(sample, columns)
         reconstruction = self._likelihood.forward(hidden, minibatch.library_size, minibatch.counts)
 
+        elbo, by_mean = Elbo(reconstruction, kl), None
+        if self._batch_penalty:
+            dependence, gradient = batch_dependence_and_gradient(self._posterior.mean, minibatch.batch)
+            objective: Elbo | BatchPenalised = BatchPenalised(elbo, dependence, self._batch_penalty)
+            by_mean = gradient.mul_(self._batch_penalty)
+        else:
+            objective = elbo
+
         by_sample = self._decoder.backward(self._likelihood.backward(-1 / n_cells, -1 / n_train))
-        by_hidden = self._posterior.backward(cast(Tensor, by_sample), kl_weight / n_cells)
+        by_hidden = self._posterior.backward(cast(Tensor, by_sample), kl_weight / n_cells, by_mean)
         self._encoder.backward(by_hidden, as_far_as_the_input=False)
-        return Elbo(reconstruction, kl)
+        return objective
+
+
+def _is_as_written(module: Trainable) -> bool:
+    """Whether no method of this very module is replaced."""
+    own, written = vars(module), vars(type(module))
+    return not any(callable(written[name]) for name in own.keys() & written.keys())
 
 
 def _is_free(parameter: Tensor) -> bool:

@@ -159,7 +159,17 @@ class PosteriorPass:
         self._arrays = mean, log_variance, epsilon, std
         return torch.from_numpy(sample), torch.from_numpy(divergence)
 
-    def backward(self, grad: Float[Tensor, "cells latent"], of_divergence: float) -> Float[Tensor, "cells hidden"]:
+    @property
+    def mean(self) -> Float[Tensor, "cells latent"]:
+        """Mean of the posterior of each cell that went forward last."""
+        return torch.from_numpy(self._arrays[0])
+
+    def backward(
+        self,
+        grad: Float[Tensor, "cells latent"],
+        of_divergence: float,
+        by_mean: Float[Tensor, "cells latent"] | None = None,
+    ) -> Float[Tensor, "cells hidden"]:
         """Set the gradients of both heads, and return the derivative by the activations.
 
         Parameters
@@ -168,8 +178,12 @@ class PosteriorPass:
             Derivative by the sample.
         of_divergence
             Derivative by the divergence of each cell.
+        by_mean
+            Derivative by the posterior mean, where something reads that itself.
         """
         by_heads = gaussian_sample_backward(grad.numpy(), *self._arrays, self.LIMIT, np.float32(of_divergence))
+        if by_mean is not None:
+            by_heads[0][:] += by_mean.numpy()
         by_hidden = torch.empty_like(self._hidden)
         for position, (array, (_, weight)) in enumerate(zip(by_heads, self._values, strict=True)):
             by_output = torch.from_numpy(array)

@@ -7,7 +7,7 @@ from minibatches import make_minibatch
 
 from scvae_ext.likelihoods import gene_statistics
 from scvae_ext.minibatch import Minibatch, SparseCounts
-from scvae_ext.modules import VAE, HandDerivedElbo, ImportanceWeightedBound
+from scvae_ext.modules import VAE, HandDerivedElbo, ImportanceWeightedBound, SampledElbo
 from scvae_ext.modules import vae as vae_module
 
 DATA = {"n_batches": 3, "n_categories": (2, 3), "n_continuous": 1}
@@ -38,10 +38,20 @@ def in_double_precision(minibatch):
     )
 
 
-def by_graph(vae, minibatch):
-    objective = vae.objective(minibatch)
-    (-objective.score(KL_WEIGHT).mean() - vae.log_prior() / N_TRAIN).backward()
+def by_graph(module, minibatch):
+    objective = module.objective(minibatch)
+    (-objective.score(KL_WEIGHT).mean() - module.log_prior() / N_TRAIN).backward()
     return objective
+
+
+def require_same(found, expected, module, exact):
+    for name, term in expected.terms().items():
+        torch.testing.assert_close(found.terms()[name].double(), term.detach(), rtol=2e-6, atol=1e-4, msg=name)
+    for (name, ours), theirs in zip(module.named_parameters(), exact.parameters(), strict=True):
+        # Roundings of 6e-8 in a hundred sums and more, the largest gradient of a parameter as the scale.
+        scale = float(theirs.grad.abs().max())
+        torch.testing.assert_close(ours.grad.double() / scale, theirs.grad / scale, rtol=0, atol=2e-5, msg=name)
+        assert scale > 0
 
 
 @pytest.mark.parametrize("rate", [0.3, 3.0], ids=["sparse", "dense"])
@@ -58,15 +68,27 @@ def test_gradients_are_those_of_the_definition_in_double_precision(likelihood, n
         patch.setattr(torch, "randn", lambda *shape, **options: noise.to(options.get("dtype", torch.float32)))
         found = by_hand.backward(minibatch, KL_WEIGHT, N_TRAIN)
         expected = by_graph(exact, in_double_precision(minibatch))
-    for name, term in expected.terms().items():
-        torch.testing.assert_close(found.terms()[name].double(), term.detach(), rtol=2e-6, atol=1e-4, msg=name)
-    for (name, ours), theirs in zip(vae.named_parameters(), exact.parameters(), strict=True):
-        # Roundings of 6e-8 in a hundred sums and more, the largest gradient of a parameter as the scale.
-        scale = float(theirs.grad.abs().max())
-        torch.testing.assert_close(ours.grad.double() / scale, theirs.grad / scale, rtol=0, atol=2e-5, msg=name)
-        assert scale > 0
+    require_same(found, expected, vae, exact)
     for ours, theirs in zip(vae.buffers(), exact.buffers(), strict=True):
         torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_cells", [3, 37])
+def test_gradients_with_a_penalty_on_batches_are_those_of_the_definition(n_cells, monkeypatch):
+    vae, minibatch = prepared(DATA, n_cells=n_cells, dropout_rate=0.0)
+    exact, noise = copy.deepcopy(vae).double(), torch.randn(minibatch.n_cells, 3)
+    module, exactly = SampledElbo(vae, 1, 0.0, 20.0), SampledElbo(exact, 1, 0.0, 20.0)
+    with monkeypatch.context() as patch:
+        # A graph has its samples on a leading axis.
+        patch.setattr(
+            torch,
+            "randn",
+            lambda *shape, dtype=torch.float32, **_: noise.to(dtype).view(shape[0] if len(shape) == 1 else shape),
+        )
+        found = HandDerivedElbo.of(module).backward(minibatch, KL_WEIGHT, N_TRAIN)
+        expected = by_graph(exactly, in_double_precision(minibatch))
+    assert (float(found.dependence) != 0) == (n_cells > 3)
+    require_same(found, expected, module, exactly)
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb"])
@@ -158,6 +180,14 @@ def test_a_bound_a_frozen_parameter_and_whoever_listens_take_the_graph():
     assert HandDerivedElbo.of(vae()) is not None
     assert HandDerivedElbo.of(Own(7, n_hidden=8, n_latent=2)) is None
     assert HandDerivedElbo.of(ImportanceWeightedBound(vae(), 2)) is None
+    assert HandDerivedElbo.of(SampledElbo(vae(), 1, 0.0, 9.0)) is not None
+    assert HandDerivedElbo.of(SampledElbo(vae(), 2, 0.0, 9.0)) is None
+    assert HandDerivedElbo.of(SampledElbo(vae(), 1, 0.1, 9.0)) is None
+    listened_to, replaced = SampledElbo(vae(), 1, 0.0, 9.0), SampledElbo(vae(), 1, 0.0, 9.0)
+    listened_to.register_forward_hook(lambda *arguments: None)
+    replaced.objective = replaced.vae.elbo
+    assert HandDerivedElbo.of(listened_to) is None
+    assert HandDerivedElbo.of(replaced) is None
     frozen, of_parameter, of_layer, of_gradients = vae(), vae(), vae(), vae()
     frozen.encoder.mean.bias.requires_grad_(False)
     of_parameter.encoder.mean.bias.register_hook(lambda grad: grad * 2)
