@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from jaxtyping import Float, Int
 
-__all__ = ["CategoricalObs", "Layer", "NumericalObs", "in_pandas", "require_anndata", "shorten"]
+__all__ = ["CategoricalObs", "Layer", "NumericalObs", "in_pandas", "layer_names", "require_anndata", "shorten"]
 
 _MANY_CATEGORIES = 20
 
@@ -67,6 +67,17 @@ def shorten(names: Iterable[object], limit: int = 10) -> str:
     listed = [repr(str(name)) for name in names]
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
+
+
+def layer_names(adata: AnnData) -> list[str]:
+    """Return the names of the layers; from anndata 0.13 on, ``None`` among its keys stands for X.
+
+    Parameters
+    ----------
+    adata
+        Whose layers.
+    """
+    return [name for name in adata.layers if name is not None]
 
 
 def _unknown(what: str, key: str, known: Iterable[object]) -> ValueError:
@@ -143,12 +154,13 @@ class Layer:
             if matrix is None:
                 raise ValueError(
                     f"adata.X is None. Pass the layer that holds the counts as layer=...; "
-                    f"there are: {shorten(adata.layers) or 'none'}."
+                    f"there are: {shorten(layer_names(adata)) or 'none'}."
                 )
             return matrix
-        if self.key not in adata.layers:
-            hint = "" if len(adata.layers) else " To use adata.X, pass layer=None."
-            error = _unknown(f"layer: {self.where} was", self.key, adata.layers)
+        names = layer_names(adata)
+        if self.key not in names:
+            hint = "" if names else " To use adata.X, pass layer=None."
+            error = _unknown(f"layer: {self.where} was", self.key, names)
             raise ValueError(f"{error}{hint}")
         return adata.layers[self.key]
 

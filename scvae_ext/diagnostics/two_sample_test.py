@@ -219,8 +219,10 @@ def _counts(adata: AnnData, genes: pd.Index, layer: str | None, name: str) -> sp
     missing = genes.difference(adata.var_names)
     if len(missing):
         raise ValueError(f"{name} lacks {len(missing)} of the genes of real, {missing[0]!r} for example.")
-    if layer is not None and layer not in adata.layers:
-        raise ValueError(f"{name} has no layer {layer!r}; it has {', '.join(map(repr, adata.layers)) or 'none'}.")
+    # From anndata 0.13 on, None among them stands for X.
+    names = [other for other in adata.layers if other is not None]
+    if layer is not None and layer not in names:
+        raise ValueError(f"{name} has no layer {layer!r}; it has {', '.join(map(repr, names)) or 'none'}.")
     if adata.n_obs < FEWEST_CELLS:
         raise ValueError(f"{name} has {adata.n_obs} cells: at least {FEWEST_CELLS} are needed.")
     matrix = adata.X if layer is None else adata.layers[layer]

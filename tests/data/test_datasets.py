@@ -7,6 +7,7 @@ import scipy.sparse as sp
 
 import scvae_ext.datasets
 from scvae_ext.data import pbmc68k_reduced, read_registry, setup_anndata, synthetic_counts
+from scvae_ext.data.fields import layer_names
 
 
 def test_recovered_counts_are_certain():
@@ -29,7 +30,7 @@ def test_content():
     assert list(adata.obs) == ["cell_type", "n_counts"]
     assert adata.obs["cell_type"].nunique() == 10
     assert "CD3D" in adata.var_names
-    assert [len(slot) for slot in (adata.uns, adata.obsm, adata.obsp, adata.varm, adata.layers)] == [0] * 5
+    assert [len(slot) for slot in (adata.uns, adata.obsm, adata.obsp, adata.varm, layer_names(adata))] == [0] * 5
     assert adata.raw is None
 
 

@@ -8,6 +8,7 @@ from anndata import AnnData
 from known_model import KnownModel
 
 from scvae_ext import SCVAE, datasets
+from scvae_ext.data.fields import layer_names
 from scvae_ext.diagnostics import Evidence, LikelihoodComparison, compare_likelihoods, posterior_predictive_check
 
 N_CELLS = 50
@@ -185,7 +186,7 @@ def test_all_are_on_the_scale_of_probabilities_of_counts(found):
 
 def test_the_anndata_is_left_alone(small, found):
     assert not small.obsm.keys() - {"latent"}
-    assert set(small.layers) == {"expression", "mean"}
+    assert set(layer_names(small)) == {"expression", "mean"}
 
 
 @pytest.mark.filterwarnings(r"ignore:\w+. The effective sample size")
