@@ -14,12 +14,13 @@ from scvae_ext.modules.bounds import (
 from scvae_ext.modules.dependence import batch_dependence
 from scvae_ext.modules.elbo import elbo, log_importance_weights
 from scvae_ext.modules.hand_derived import HandDerivedElbo
+from scvae_ext.modules.networks import DecoderKind, LatentDistribution, Networks
 from scvae_ext.modules.outputs import Elbo, Objective, Posterior, SquaredError, VAEOutput
 from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
 from scvae_ext.modules.residual import copy_weights
 from scvae_ext.modules.surrogates import SURROGATES, GradientEstimator
 from scvae_ext.modules.trainable import Trainable
-from scvae_ext.modules.vae import VAE, DecoderKind, LatentDistribution
+from scvae_ext.modules.vae import VAE
 
 __all__ = [
     "SURROGATES",
@@ -37,6 +38,7 @@ __all__ = [
     "LatentDistribution",
     "LearnedPrior",
     "MixturePrior",
+    "Networks",
     "Objective",
     "Posterior",
     "PriorKind",

@@ -132,8 +132,14 @@ class HandDerivedElbo:
 
 def _is_as_written(module: Trainable) -> bool:
     """Whether no method of this very module is replaced."""
-    own, written = vars(module), vars(type(module))
-    return not any(callable(written[name]) for name in own.keys() & written.keys())
+    methods = {
+        name
+        for kind in type(module).mro()
+        if issubclass(kind, Trainable)
+        for name in vars(kind)
+        if callable(vars(kind)[name])
+    }
+    return not methods & vars(module).keys()
 
 
 def _is_free(parameter: Tensor) -> bool:

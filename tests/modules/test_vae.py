@@ -2,7 +2,6 @@ import itertools
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from minibatches import make_minibatch
@@ -11,8 +10,7 @@ from torch.distributions import Normal
 from scvae_ext.likelihoods import gene_statistics
 from scvae_ext.minibatch import SparseCounts
 from scvae_ext.modules import VAE
-from scvae_ext.modules.vae import MIN_LIBRARY_VARIANCE, reparameterised_sample
-from scvae_ext.nn import LibraryEncoder
+from scvae_ext.modules.vae import reparameterised_sample
 
 LIKELIHOODS = [
     *itertools.product(("nb", "zinb", "normal"), ("gene", "gene-batch", "gene-label", "gene-cell")),
@@ -131,42 +129,6 @@ def test_the_decoder_of_the_logistic_normal_does_not_see_a_common_shift():
     torch.testing.assert_close(vae.decode_hidden(sample + 2, minibatch), vae.decode_hidden(sample, minibatch))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
-@pytest.mark.parametrize("size_factor", [True, False])
-def test_it_starts_from_the_means_of_the_data(likelihood, size_factor):
-    minibatch = make_minibatch(size_factor=size_factor)
-    vae = VAE(7, n_hidden=16, n_latent=3, gene_likelihood=likelihood, use_size_factor=size_factor).eval()
-    vae.initialise(gene_statistics([minibatch], compositional=not size_factor))
-    head = (vae.likelihood.base if likelihood == "zinb" else vae.likelihood).expression_head.linear
-    head.weight.zero_()
-    mean = vae.likelihood.parameters_by_name(vae(minibatch).px)["mean"]
-    torch.testing.assert_close(mean.sum(0), minibatch.counts.dense().sum(0), rtol=1e-4, atol=0)
-
-
-@torch.no_grad()
-def test_prior_of_the_library_size_is_that_of_each_batch():
-    vae = VAE(7, n_batches=3, n_hidden=16, use_observed_lib_size=False)
-    sizes = torch.tensor([10.0, 100.0, 40.0, 40.0, 1000.0])
-    batch = torch.tensor([0, 0, 1, 1, 0])
-    vae.initialise_library(sizes, batch)
-    logs = np.log(sizes.numpy())
-    expected_mean = [logs[[0, 1, 4]].mean(), logs[2], 0.0]
-    expected_variance = [logs[[0, 1, 4]].var(), MIN_LIBRARY_VARIANCE, 1.0]
-    minibatch = make_minibatch(6, n_batches=3)
-    prior = vae.library_prior(minibatch)
-    np.testing.assert_allclose(prior.loc, np.tile(expected_mean, 2), rtol=1e-5)
-    np.testing.assert_allclose(prior.scale**2, np.tile(expected_variance, 2), rtol=1e-5)
-
-
-def test_an_observed_library_size_has_neither_prior_nor_encoder():
-    vae = VAE(7, n_hidden=16)
-    assert vae.library_prior(make_minibatch()) is None
-    assert vae.encode(make_minibatch()).log_library is None
-    assert not any(isinstance(part, LibraryEncoder) for part in vae.modules())
-    vae.initialise_library(torch.ones(3), torch.zeros(3, dtype=torch.int64))
-
-
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "normal"])
 def test_a_latent_library_size_trains_without_nan_on_extreme_counts(likelihood):
     generator = torch.Generator().manual_seed(1)
@@ -241,19 +203,3 @@ def test_reparameterised_samples_are_differentiable_in_location_and_scale():
     sample.sum().backward()
     assert torch.equal(loc.grad, torch.ones(4))
     torch.testing.assert_close(scale.grad, sample.detach() / 2)
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    ("option", "value", "valid"),
-    [
-        ("decoder", "affine", '"nonlinear" or "linear"'),
-        ("latent_distribution", "lognormal", '"normal" or "ln"'),
-        ("batch_representation", "dummy", '"one-hot" or "embedding"'),
-        ("gene_likelihood", "negbin", "'nb', 'zinb', 'poisson', 'normal'"),
-        ("dispersion", "genes", "'gene', 'gene-batch', 'gene-label', 'gene-cell'"),
-    ],
-)
-def test_unknown_values_are_refused_with_the_valid_ones(option, value, valid):
-    with pytest.raises(ValueError, match=f"{option}='{value}'.*{valid}"):
-        VAE(7, **{option: value})
