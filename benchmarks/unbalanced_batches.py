@@ -22,7 +22,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-from integration import MODULES, PENALTIES, TOOLS, Synthetic, embed, finished, package_version
+from integration import MODULES, TOOLS, Synthetic, embed, finished, package_version
 from labelled_datasets import LABELLED, LabelledDataset
 from sklearn.metrics import silhouette_samples
 from sklearn.neighbors import NearestNeighbors
@@ -99,8 +99,7 @@ def main() -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), choices=DATASETS)
-    tools = [tool for tool in TOOLS if PENALTIES.get(tool, 0.0) < 300]
-    parser.add_argument("--tools", nargs="+", default=tools, choices=TOOLS)
+    parser.add_argument("--tools", nargs="+", default=TOOLS, choices=TOOLS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print the table of the finished runs and stop")

@@ -112,11 +112,12 @@ class TrainingMixin(ModelCore):
         batch_penalty
             Nats per cell that it costs if the latent tells all batches apart: the weight of a normalised kernel
             dependence (HSIC) of the posterior mean and the batch, 0 where independent and 1 at most, estimated in each
-            minibatch. ``history`` has it as ``batch_dependence``, and the best weights are those of the bound less the
-            penalty, ``penalised_elbo``. Differences in composition between batches are penalised as well; see the
-            page on integration.
+            minibatch. It rises to its full weight between a fifth and three fifths of a first training, and has it
+            from the start in later ones. ``history`` has the dependence as ``batch_dependence``, and the best weights
+            are those of the bound less the whole penalty, ``penalised_elbo``. Differences in composition between
+            batches are penalised as well; see the page on integration.
         early_stopping_patience
-            Steps without improvement before training ends, counted from the end of the warm-up; by default a quarter
+            Steps without improvement before training ends, counted from the end of all warm-up; by default a quarter
             of the planned ones, and at least 500.
         seed
             Seed of the split, of the order of cells and of every random draw; the model's own by default.
@@ -176,6 +177,7 @@ class TrainingMixin(ModelCore):
             n_samples=n_samples,
             free_bits=free_bits,
             batch_penalty=batch_penalty,
+            penalty_rise=(0.0, 0.0) if self.is_trained else TrainingPlan.penalty_rise,
             early_stopping=true_or_false("early_stopping", early_stopping),
             validate_every=steps_between_validations(len(validation), n_processes * batch_size),
             patience=default_patience(max_steps) if early_stopping_patience is None else early_stopping_patience,

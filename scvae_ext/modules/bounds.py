@@ -56,13 +56,15 @@ class FreeBitsElbo(Objective):
     kl_of_dimensions: CellsByLatent
     free_bits: float
 
-    def score(self, kl_weight: float = 1.0) -> CellValues:
+    def score(self, kl_weight: float = 1.0, penalty_share: float = 1.0) -> CellValues:
         """Return the score of each cell; higher is better.
 
         Parameters
         ----------
         kl_weight
             Weight of the divergence beyond what is free.
+        penalty_share
+            Without a meaning here.
         """
         is_paid = self.kl_of_dimensions.mean(0, keepdim=True) > self.free_bits
         kl = torch.where(is_paid, self.kl_of_dimensions, self.free_bits).sum(-1)
@@ -94,15 +96,17 @@ class BatchPenalised(Objective):
     dependence: Float[Tensor, ""]
     weight: float
 
-    def score(self, kl_weight: float = 1.0) -> CellValues:
+    def score(self, kl_weight: float = 1.0, penalty_share: float = 1.0) -> CellValues:
         """Return the penalised score of each cell; higher is better.
 
         Parameters
         ----------
         kl_weight
             Weight of the divergence from the prior.
+        penalty_share
+            Share of the penalty that counts.
         """
-        return self.bound.score(kl_weight) - self.weight * self.dependence
+        return self.bound.score(kl_weight, penalty_share) - penalty_share * self.weight * self.dependence
 
     def terms(self) -> dict[str, Float[Tensor, "*samples cells"]]:
         """Return the penalised ELBO, the ELBO and its terms, and the dependence."""
@@ -150,13 +154,15 @@ class ImportanceWeighted(Objective):
     log_library: Float[Tensor, "samples cells"] | None
     elbo: Elbo
 
-    def score(self, kl_weight: float = 1.0) -> CellValues:
+    def score(self, kl_weight: float = 1.0, penalty_share: float = 1.0) -> CellValues:
         r"""Return the bound of each cell; where gradients are recorded, to be called once.
 
         Parameters
         ----------
         kl_weight
             :math:`\beta`.
+        penalty_share
+            Without a meaning here.
         """
         log_weights = self.log_weights(kl_weight)
         if self.latent.requires_grad:

@@ -95,7 +95,9 @@ class HandDerivedElbo:
         )
 
     @torch.no_grad()
-    def backward(self, minibatch: Minibatch, kl_weight: float, n_train: int) -> Elbo | BatchPenalised:
+    def backward(
+        self, minibatch: Minibatch, kl_weight: float, n_train: int, penalty_share: float = 1.0
+    ) -> Elbo | BatchPenalised:
         """Set the gradients of all parameters, and return the ELBO of each cell, with the penalty if there is one.
 
         Parameters
@@ -106,6 +108,8 @@ class HandDerivedElbo:
             Weight of the divergence.
         n_train
             N, number of training cells, among which the prior on the parameters is shared out.
+        penalty_share
+            Share of the penalty on batches that counts.
         """
         vae, n_cells = self._vae, minibatch.n_cells
         columns = vae.covariates(minibatch)
@@ -120,7 +124,7 @@ class HandDerivedElbo:
         if self._batch_penalty:
             dependence, gradient = batch_dependence_and_gradient(self._posterior.mean, minibatch.batch)
             objective: Elbo | BatchPenalised = BatchPenalised(elbo, dependence, self._batch_penalty)
-            by_mean = gradient.mul_(self._batch_penalty)
+            by_mean = gradient.mul_(penalty_share * self._batch_penalty)
         else:
             objective = elbo
 

@@ -55,13 +55,15 @@ class Objective(ABC):
     """A score per cell that training maximises, and the terms that it is made of."""
 
     @abstractmethod
-    def score(self, kl_weight: float = 1.0) -> Float[Tensor, "*samples cells"]:
+    def score(self, kl_weight: float = 1.0, penalty_share: float = 1.0) -> Float[Tensor, "*samples cells"]:
         """Return the score of each cell; higher is better.
 
         Parameters
         ----------
         kl_weight
             Weight of the divergence from the prior, one for the honest score.
+        penalty_share
+            Share of penalties beside the bound, where there are any, that counts; one for the honest score.
         """
 
     @abstractmethod
@@ -90,7 +92,7 @@ class Elbo(Objective):
     kl: Float[Tensor, "*#samples cells"]
     kl_library: CellValues | None = None
 
-    def score(self, kl_weight: float = 1.0) -> Float[Tensor, "*samples cells"]:
+    def score(self, kl_weight: float = 1.0, penalty_share: float = 1.0) -> Float[Tensor, "*samples cells"]:
         score = self.reconstruction - kl_weight * self.kl
         return score if self.kl_library is None else score - self.kl_library
 
@@ -111,7 +113,7 @@ class SquaredError(Objective):
 
     mse: CellValues
 
-    def score(self, kl_weight: float = 1.0) -> CellValues:
+    def score(self, kl_weight: float = 1.0, penalty_share: float = 1.0) -> CellValues:
         return -self.mse
 
     def terms(self) -> dict[str, CellValues]:

@@ -122,7 +122,7 @@ class TrainingBar(Callback):
 
 
 class PatientEarlyStopping(EarlyStopping):
-    """Early stopping that starts to count when the weight of the KL divergence has reached its final value.
+    """Early stopping that starts to count when all weights of the objective have reached their final values.
 
     Before, the objective itself changes, and the held-out score need not rise.
 
@@ -147,8 +147,7 @@ class PatientEarlyStopping(EarlyStopping):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count, after the warm-up."""
-        plan = self.training.plan
-        if self.training.step >= plan.kl_warmup * plan.max_steps:
+        if self.training.step >= self.training.plan.settled_from:
             super().on_validation_end(trainer, pl_module)
 
 

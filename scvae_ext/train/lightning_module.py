@@ -100,11 +100,11 @@ class TrainingModule(LightningModule):
                 break
             for group in optimizer.param_groups:
                 group["lr"] = self.plan.learning_rate_at(self.step) * group["lr_scale"]
-            kl_weight = self.plan.kl_weight_at(self.step)
+            kl_weight, penalty_share = self.plan.kl_weight_at(self.step), self.plan.penalty_share_at(self.step)
             if by_hand is not None and by_hand.takes(minibatch):
-                objective: Objective = by_hand.backward(minibatch, kl_weight, self.n_train)
+                objective: Objective = by_hand.backward(minibatch, kl_weight, self.n_train, penalty_share)
             else:
-                objective = self._backward(minibatch, kl_weight, optimizer)
+                objective = self._backward(minibatch, kl_weight, penalty_share, optimizer)
             optimizer.step()
             with torch.no_grad():
                 terms = objective.terms()
@@ -117,9 +117,11 @@ class TrainingModule(LightningModule):
             self._training.add(tuple(terms), _precise(of_block).sum(0), n_cells)
             self._end_block(of_block, tuple(terms))
 
-    def _backward(self, minibatch: Minibatch, kl_weight: float, optimizer: LightningOptimizer) -> Objective:
+    def _backward(
+        self, minibatch: Minibatch, kl_weight: float, penalty_share: float, optimizer: LightningOptimizer
+    ) -> Objective:
         objective = self.module.objective(minibatch)
-        loss = -objective.score(kl_weight).mean()
+        loss = -objective.score(kl_weight, penalty_share).mean()
         log_prior = self.module.log_prior()
         if log_prior is not None:
             loss = loss - log_prior / self.n_train

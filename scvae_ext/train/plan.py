@@ -35,6 +35,9 @@ class TrainingPlan:
         Nats of divergence that each latent dimension has for free, as a mean over the minibatch.
     batch_penalty
         Nats per cell that full dependence of the latent on the batch costs.
+    penalty_rise
+        Fractions of the steps between which that penalty rises linearly from nothing. With all of it from the start,
+        the latent gives up what goes with the batch before it has found the rest, and does not come back.
     weight_decay
         Decoupled weight decay of the linear maps: each step shrinks them by this times the learning rate.
     dispersion_lr_scale
@@ -57,6 +60,7 @@ class TrainingPlan:
     n_samples: int = 1
     free_bits: float = 0.0
     batch_penalty: float = 0.0
+    penalty_rise: tuple[float, float] = (0.2, 0.6)
     weight_decay: float = 0.0
     dispersion_lr_scale: float = 5.0
     early_stopping: bool = True
@@ -74,6 +78,8 @@ class TrainingPlan:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value!r} must be a fraction of the training, between 0 and 1.")
+        if not 0 <= self.penalty_rise[0] <= self.penalty_rise[1] <= 1:
+            raise ValueError(f"penalty_rise={self.penalty_rise!r} must be two fractions of the training, in order.")
         for name in ("max_kl_weight", "weight_decay", "free_bits", "batch_penalty"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -117,3 +123,20 @@ class TrainingPlan:
         """
         rise = self.kl_warmup * self.max_steps
         return self.max_kl_weight * min(1.0, (step + 1) / rise) if rise > 0 else self.max_kl_weight
+
+    def penalty_share_at(self, step: int) -> float:
+        """Return the share of the penalty on batches that counts at a step, counted from zero.
+
+        Parameters
+        ----------
+        step
+            The step.
+        """
+        start, end = (fraction * self.max_steps for fraction in self.penalty_rise)
+        return min(1.0, max(0.0, (step + 1 - start) / (end - start))) if end > start else float(step + 1 > start)
+
+    @property
+    def settled_from(self) -> float:
+        """Step from which on the objective stays as it is."""
+        settled = max(self.kl_warmup, self.penalty_rise[1] if self.batch_penalty else 0.0)
+        return settled * self.max_steps

@@ -96,6 +96,7 @@ def test_the_penalty_is_taken_off_and_reported():
     elbo = Elbo(torch.tensor([-10.0, -20.0]), torch.tensor([1.0, 3.0]))
     penalised = BatchPenalised(elbo, torch.tensor(0.2), 50.0)
     assert penalised.score(0.5).tolist() == pytest.approx([-20.5, -31.5])
+    assert penalised.score(0.5, 0.3).tolist() == pytest.approx([-13.5, -24.5])
     terms = penalised.terms()
     assert terms["penalised_elbo"].tolist() == pytest.approx([-21.0, -33.0])
     assert terms["elbo"].tolist() == pytest.approx([-11.0, -23.0])

@@ -38,9 +38,9 @@ def in_double_precision(minibatch):
     )
 
 
-def by_graph(module, minibatch):
+def by_graph(module, minibatch, penalty_share=1.0):
     objective = module.objective(minibatch)
-    (-objective.score(KL_WEIGHT).mean() - module.log_prior() / N_TRAIN).backward()
+    (-objective.score(KL_WEIGHT, penalty_share).mean() - module.log_prior() / N_TRAIN).backward()
     return objective
 
 
@@ -73,8 +73,9 @@ def test_gradients_are_those_of_the_definition_in_double_precision(likelihood, n
         torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("penalty_share", [0.3, 1.0])
 @pytest.mark.parametrize("n_cells", [3, 37])
-def test_gradients_with_a_penalty_on_batches_are_those_of_the_definition(n_cells, monkeypatch):
+def test_gradients_with_a_penalty_on_batches_are_those_of_the_definition(n_cells, penalty_share, monkeypatch):
     vae, minibatch = prepared(DATA, n_cells=n_cells, dropout_rate=0.0)
     exact, noise = copy.deepcopy(vae).double(), torch.randn(minibatch.n_cells, 3)
     module, exactly = SampledElbo(vae, 1, 0.0, 20.0), SampledElbo(exact, 1, 0.0, 20.0)
@@ -85,8 +86,8 @@ def test_gradients_with_a_penalty_on_batches_are_those_of_the_definition(n_cells
             "randn",
             lambda *shape, dtype=torch.float32, **_: noise.to(dtype).view(shape[0] if len(shape) == 1 else shape),
         )
-        found = HandDerivedElbo.of(module).backward(minibatch, KL_WEIGHT, N_TRAIN)
-        expected = by_graph(exactly, in_double_precision(minibatch))
+        found = HandDerivedElbo.of(module).backward(minibatch, KL_WEIGHT, N_TRAIN, penalty_share)
+        expected = by_graph(exactly, in_double_precision(minibatch), penalty_share)
     assert (float(found.dependence) != 0) == (n_cells > 3)
     require_same(found, expected, module, exactly)
 

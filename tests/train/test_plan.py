@@ -27,6 +27,31 @@ def test_weight_of_the_divergence_rises_linearly_over_a_fraction_of_the_steps():
     assert plan.kl_weight_at(500) == 2.0
 
 
+@pytest.mark.parametrize("max_steps", LENGTHS)
+def test_the_penalty_on_batches_rises_linearly_between_its_two_fractions(max_steps):
+    plan = TrainingPlan(max_steps, batch_penalty=10.0, penalty_rise=(0.25, 0.75))
+    shares = [plan.penalty_share_at(step) for step in range(max_steps)]
+    assert shares[-1] == 1.0
+    assert shares == sorted(shares)
+    if max_steps == 1000:
+        assert shares[249] == 0.0
+        assert shares[499] == pytest.approx(0.5)
+        assert shares[748] < shares[749] == 1.0
+    assert TrainingPlan(max_steps, penalty_rise=(0.0, 0.0)).penalty_share_at(0) == 1.0
+
+
+def test_early_stopping_waits_for_all_weights():
+    assert TrainingPlan(1000, kl_warmup=0.3).settled_from == 300
+    assert TrainingPlan(1000, kl_warmup=0.3, batch_penalty=1.0, penalty_rise=(0.2, 0.6)).settled_from == 600
+    assert TrainingPlan(1000, kl_warmup=0.9, batch_penalty=1.0, penalty_rise=(0.2, 0.6)).settled_from == 900
+
+
+@pytest.mark.parametrize("rise", [(0.6, 0.2), (-0.1, 0.2), (0.2, 1.1)])
+def test_a_rise_lies_within_training(rise):
+    with pytest.raises(ValueError, match=r"penalty_rise=.*two fractions of the training"):
+        TrainingPlan(10, penalty_rise=rise)
+
+
 def test_no_warm_up_is_full_weight_from_the_start():
     assert TrainingPlan(100, kl_warmup=0.0).kl_weight_at(0) == 1.0
 
