@@ -50,12 +50,10 @@ class HandDerivedElbo:
     def of(cls, module: Trainable) -> "HandDerivedElbo | None":
         """Return that of a VAE with perceptrons, batch normalisation, and all that matters here as by default.
 
-        The VAE may have a penalty on batches.
-
         That is, standard normal prior, counts that are negative binomial or zero-inflated for each cell and gene, one
-        dispersion a gene, observed library sizes, and batches, if there are several, as columns. ``None`` for any
-        other, and where a method is replaced, a parameter is kept from training, or somebody listens to what passes
-        through layers or gradients.
+        dispersion a gene, observed library sizes, and batches, if there are several, as columns; the ELBO of one
+        sample, with a penalty on batches or without. ``None`` for any other, and where a method is replaced, a
+        parameter is kept from training, or somebody listens to what passes through layers or gradients.
 
         Parameters
         ----------
