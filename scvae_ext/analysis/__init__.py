@@ -4,13 +4,7 @@ from scvae_ext.analysis.abundance import AbundanceRatio, DifferentialAbundance, 
 from scvae_ext.analysis.aggregated_posterior import AggregatedPosterior
 from scvae_ext.analysis.contrasts import Contrast, CountContrast
 from scvae_ext.analysis.correlation import pearson_correlation, spearman_correlation
-from scvae_ext.analysis.counterfactual import (
-    Counterfactual,
-    CounterfactualEffect,
-    Dependence,
-    Overlap,
-    setting_overlap,
-)
+from scvae_ext.analysis.counterfactual import Counterfactual, CounterfactualEffect
 from scvae_ext.analysis.differential_expression import Comparison, TestMode, change_table, count_table
 from scvae_ext.analysis.draws import PosteriorDraws
 from scvae_ext.analysis.fdr import expected_fdr
@@ -23,6 +17,7 @@ from scvae_ext.analysis.intervals import (
 from scvae_ext.analysis.library_sizes import LibrarySizes, fit_library_sizes
 from scvae_ext.analysis.moments import GroupMoments, group_moments
 from scvae_ext.analysis.novelty import Novelty, rank_among, replicate_test
+from scvae_ext.analysis.overlap import Dependence, Overlap, setting_overlap
 from scvae_ext.analysis.pairs import PairProbabilities
 from scvae_ext.analysis.ranking import rank_genes_groups
 from scvae_ext.analysis.replicates import SampleContrast
