@@ -2,10 +2,7 @@
 
 from scvae_ext.modules.autoencoder import DeterministicAutoencoder
 from scvae_ext.modules.bounds import (
-    BatchPenalised,
     Bound,
-    FreeBitsElbo,
-    ImportanceWeighted,
     ImportanceWeightedBound,
     SampledElbo,
     held_fixed,
@@ -15,6 +12,7 @@ from scvae_ext.modules.dependence import batch_dependence
 from scvae_ext.modules.elbo import elbo, log_importance_weights
 from scvae_ext.modules.hand_derived import HandDerivedElbo
 from scvae_ext.modules.networks import DecoderKind, LatentDistribution, Networks
+from scvae_ext.modules.objectives import BatchPenalised, FreeBitsElbo, ImportanceWeighted
 from scvae_ext.modules.outputs import Elbo, Objective, Posterior, SquaredError, VAEOutput
 from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
 from scvae_ext.modules.residual import copy_weights

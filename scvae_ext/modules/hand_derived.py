@@ -8,8 +8,9 @@ from torch import Tensor
 
 from scvae_ext.likelihoods import LikelihoodPass
 from scvae_ext.minibatch import Minibatch
-from scvae_ext.modules.bounds import BatchPenalised, SampledElbo
+from scvae_ext.modules.bounds import SampledElbo
 from scvae_ext.modules.dependence import batch_dependence_and_gradient
+from scvae_ext.modules.objectives import BatchPenalised
 from scvae_ext.modules.outputs import Elbo
 from scvae_ext.modules.trainable import Trainable
 from scvae_ext.modules.vae import VAE

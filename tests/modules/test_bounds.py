@@ -7,38 +7,10 @@ from quadrature import exact_elbo, exact_iwae_of_two, gradients, largest_deviati
 
 from scvae_ext.modules import (
     VAE,
-    Elbo,
-    FreeBitsElbo,
     ImportanceWeightedBound,
     SampledElbo,
     trainable_bound,
 )
-
-KL = torch.tensor([[0.1, 2.0, 0.6], [0.3, 4.0, 0.2]])
-
-
-def _free_bits(free_bits, kl_library=None):
-    kl = KL.clone().requires_grad_()
-    return kl, FreeBitsElbo(Elbo(torch.tensor([-10.0, -20.0]), kl.sum(1), kl_library), kl, free_bits)
-
-
-@pytest.mark.parametrize(("free_bits", "paid"), [(0.0, 0.2 + 3.0 + 0.4), (0.3, 0.3 + 3.0 + 0.4), (5.0, 15.0)])
-@pytest.mark.parametrize("kl_weight", [0.0, 0.5, 1.0])
-def test_free_bits_are_the_least_that_a_dimension_costs_on_average_over_cells(free_bits, paid, kl_weight):
-    _, bound = _free_bits(free_bits)
-    assert float(bound.score(kl_weight).mean().detach()) == pytest.approx(-15.0 - kl_weight * paid)
-
-
-def test_dimensions_within_their_free_bits_get_no_gradient():
-    kl, bound = _free_bits(0.5)
-    bound.score().mean().backward()
-    assert kl.grad.tolist() == [[0.0, -0.5, 0.0], [0.0, -0.5, 0.0]]
-
-
-def test_free_bits_are_not_part_of_what_is_reported():
-    _, bound = _free_bits(0.5, torch.tensor([1.0, 2.0]))
-    assert bound.terms()["elbo"].detach().tolist() == pytest.approx([-13.7, -26.5])
-    assert float(bound.score().mean().detach()) == pytest.approx(-15.0 - (0.5 + 3.0 + 0.5) - 1.5)
 
 
 def test_free_bits_need_divergences_by_dimension():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from minibatches import make_minibatch
 
-from scvae_ext.modules import VAE, BatchPenalised, Elbo, SampledElbo, batch_dependence, trainable_bound
+from scvae_ext.modules import VAE, SampledElbo, batch_dependence, trainable_bound
 from scvae_ext.modules.dependence import SQUARED_WIDTHS, latent_kernel, unbiased_hsic
 
 
@@ -90,17 +90,6 @@ def test_cells_that_lie_on_one_point_leave_gradients_finite():
 def test_large_minibatches_are_thinned():
     batch, z = torch.arange(3000) % 3, _normal(3000, 2)
     assert float(batch_dependence(z, batch)) == float(batch_dependence(z[::3], batch[::3]))
-
-
-def test_the_penalty_is_taken_off_and_reported():
-    elbo = Elbo(torch.tensor([-10.0, -20.0]), torch.tensor([1.0, 3.0]))
-    penalised = BatchPenalised(elbo, torch.tensor(0.2), 50.0)
-    assert penalised.score(0.5).tolist() == pytest.approx([-20.5, -31.5])
-    assert penalised.score(0.5, 0.3).tolist() == pytest.approx([-13.5, -24.5])
-    terms = penalised.terms()
-    assert terms["penalised_elbo"].tolist() == pytest.approx([-21.0, -33.0])
-    assert terms["elbo"].tolist() == pytest.approx([-11.0, -23.0])
-    assert terms["batch_dependence"].tolist() == pytest.approx([0.2, 0.2])
 
 
 def test_a_penalised_model_scores_the_dependence_of_the_posterior_mean():
