@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scvae_ext import datasets, diagnostics, distributions, pl
-    from scvae_ext.models import SCVAE, Autoencoder
+    from scvae_ext.models import SCVAE, Autoencoder, CiteVAE
 
 __version__ = "0.1.0"
-__all__ = ["SCVAE", "Autoencoder", "__version__", "datasets", "diagnostics", "distributions", "pl"]
+__all__ = ["SCVAE", "Autoencoder", "CiteVAE", "__version__", "datasets", "diagnostics", "distributions", "pl"]
 
-_MODELS = frozenset({"SCVAE", "Autoencoder"})
+_MODELS = frozenset({"SCVAE", "Autoencoder", "CiteVAE"})
 
 
 def __getattr__(name: str) -> Any:

@@ -169,6 +169,8 @@ class Minibatch:
         Position of each cell's category, one column a covariate.
     continuous_covariates
         Values of the continuous covariates, standardised, one column a covariate.
+    proteins
+        Counts of proteins, zero where they were not measured, or ``None`` where none are registered.
     """
 
     counts: SparseCounts
@@ -178,6 +180,7 @@ class Minibatch:
     categorical_covariates: Int[Tensor, "cells categorical"]
     continuous_covariates: Float[Tensor, "cells continuous"]
     size_factor: CellValues | None = None
+    proteins: Float[Tensor, "cells proteins"] | None = None
 
     @property
     def n_cells(self) -> int:
@@ -234,6 +237,7 @@ def cut(block: Minibatch, batch_sizes: Sequence[int], offsets: Int[np.ndarray, "
                 block.categorical_covariates[cells],
                 block.continuous_covariates[cells],
                 None if block.size_factor is None else block.size_factor[cells],
+                None if block.proteins is None else block.proteins[cells],
             )
         )
     return minibatches

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata, shorten
 from scvae_ext.data.loading import CellSource
 from scvae_ext.data.opening import open_counts
+from scvae_ext.data.proteins import match_proteins
 from scvae_ext.data.registry import Registry
 from scvae_ext.data.setup import require_filled_cells
 from scvae_ext.data.validation import scan_counts
@@ -72,6 +73,9 @@ def align(adata: AnnData, registry: Registry, *, fill_missing_genes: bool = Fals
     for i, quantity in enumerate(registry.continuous_covariates):
         values = NumericalObs(quantity.key, "continuous_covariate_keys").read(adata)
         continuous[:, i] = (values - quantity.mean) / quantity.std
+    proteins = None
+    if registry.proteins is not None:
+        proteins = match_proteins(adata, registry.proteins, batch, registry.batch_categories)
     layer = Layer(registry.layer)
     matrix = open_counts(adata, layer, _gene_positions(adata, registry, fill_missing_genes), registry.n_genes)
     facts = scan_counts(matrix.chunks(), adata.obs_names, pd.Index(registry.var_names), layer.where)
@@ -86,6 +90,7 @@ def align(adata: AnnData, registry: Registry, *, fill_missing_genes: bool = Fals
         torch.from_numpy(categorical),
         torch.from_numpy(continuous),
         None if size_factor is None else torch.from_numpy(size_factor.astype(np.float32)),
+        None if proteins is None else torch.from_numpy(proteins),
     )
 
 

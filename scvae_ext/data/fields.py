@@ -10,7 +10,16 @@ import pandas as pd
 from anndata import AnnData
 from jaxtyping import Float, Int
 
-__all__ = ["CategoricalObs", "Layer", "NumericalObs", "in_pandas", "layer_names", "require_anndata", "shorten"]
+__all__ = [
+    "CategoricalObs",
+    "Layer",
+    "NumericalObs",
+    "in_pandas",
+    "layer_names",
+    "require_anndata",
+    "shorten",
+    "unknown_key",
+]
 
 _MANY_CATEGORIES = 20
 
@@ -80,7 +89,18 @@ def layer_names(adata: AnnData) -> list[str]:
     return [name for name in adata.layers if name is not None]
 
 
-def _unknown(what: str, key: str, known: Iterable[object]) -> ValueError:
+def unknown_key(what: str, key: str, known: Iterable[object]) -> ValueError:
+    """Return the error for a key that is not there, with the nearest ones that are.
+
+    Parameters
+    ----------
+    what
+        Beginning of the message, up to "not found".
+    key
+        What was asked for.
+    known
+        What is there.
+    """
     names = [str(name) for name in known]
     by_lower_case = {name.lower(): name for name in reversed(names)}
     close = [by_lower_case[name] for name in difflib.get_close_matches(str(key).lower(), by_lower_case, cutoff=0.5)]
@@ -109,7 +129,7 @@ def in_pandas(obs: Any, columns: list[str] | None = None) -> pd.DataFrame:
 
 def _obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
     if key not in adata.obs.columns:
-        raise _unknown(f"{argument}: the column {key!r} of adata.obs was", key, adata.obs.columns)
+        raise unknown_key(f"{argument}: the column {key!r} of adata.obs was", key, adata.obs.columns)
     n_columns = int((adata.obs.columns == key).sum())
     if n_columns > 1:
         raise ValueError(
@@ -160,7 +180,7 @@ class Layer:
         names = layer_names(adata)
         if self.key not in names:
             hint = "" if names else " To use adata.X, pass layer=None."
-            error = _unknown(f"layer: {self.where} was", self.key, names)
+            error = unknown_key(f"layer: {self.where} was", self.key, names)
             raise ValueError(f"{error}{hint}")
         return adata.layers[self.key]
 

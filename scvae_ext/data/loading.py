@@ -24,7 +24,7 @@ __all__ = ["BlockReader", "CellSource"]
 # Read at once: enough for reading to cost little, and no more, as two blocks are in memory at a time.
 _CELLS_PER_BLOCK = 2048
 _STORED_MINIBATCHES_PER_BLOCK = 16
-_COVARIATES = ("batch", "label", "categorical_covariates", "continuous_covariates", "size_factor")
+_COVARIATES = ("batch", "label", "categorical_covariates", "continuous_covariates", "size_factor", "proteins")
 
 
 @runtime_checkable
@@ -66,6 +66,8 @@ class CellSource:
         Standardised values, one column a covariate.
     size_factor
         Size factors, or ``None``.
+    proteins
+        Counts of proteins, zero where they were not measured, or ``None``.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class CellSource:
         categorical_covariates: torch.Tensor,
         continuous_covariates: torch.Tensor,
         size_factor: CellValues | None,
+        proteins: Float[torch.Tensor, "cells proteins"] | None = None,
     ) -> None:
         self.registry = registry
         self.obs_names = obs_names
@@ -89,6 +92,7 @@ class CellSource:
         self.categorical_covariates = categorical_covariates
         self.continuous_covariates = continuous_covariates
         self.size_factor = size_factor
+        self.proteins = proteins
         self._matrix = matrix
 
     @property
@@ -275,6 +279,7 @@ class CellSource:
             self.categorical_covariates[chosen],
             self.continuous_covariates[chosen],
             None if self.size_factor is None else self.size_factor[chosen],
+            None if self.proteins is None else self.proteins[chosen],
         )
         return cut(block, batch_sizes, offsets)
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from scvae_ext.data.fields import Layer
+from scvae_ext.data.proteins import ProteinPanel
 from scvae_ext.data.validation import Entry, require_counts
 
 __all__ = ["FORMAT", "CategoricalCovariate", "ContinuousCovariate", "Registry"]
@@ -67,6 +68,8 @@ class Registry:
         The further covariates.
     first_fraction
         The first entry of the matrix that is not a whole number, ``None`` if all are counts.
+    proteins
+        Proteins that were counted beside the genes, ``None`` if not registered.
     """
 
     layer: str | None
@@ -79,6 +82,7 @@ class Registry:
     categorical_covariates: tuple[CategoricalCovariate, ...] = ()
     continuous_covariates: tuple[ContinuousCovariate, ...] = ()
     first_fraction: Entry | None = None
+    proteins: ProteinPanel | None = None
 
     @property
     def n_genes(self) -> int:
@@ -128,7 +132,10 @@ class Registry:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, ready for JSON."""
-        return {"format": FORMAT, **asdict(self)}
+        fields = {"format": FORMAT, **asdict(self)}
+        if self.proteins is None:  # as it was written, and fingerprinted, before there were any
+            del fields["proteins"]
+        return fields
 
     def to_json(self) -> str:
         """Return the registry as one JSON string."""
@@ -165,6 +172,8 @@ class Registry:
             values["continuous_covariates"] = tuple(ContinuousCovariate(**each) for each in continuous)
             if values["first_fraction"] is not None:
                 values["first_fraction"] = Entry(**values["first_fraction"])
+            if values.get("proteins") is not None:
+                values["proteins"] = ProteinPanel.from_dict(values["proteins"])
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise ValueError(f"the registry is damaged ({error}). Run setup_anndata again.") from error

@@ -10,6 +10,7 @@ from anndata import AnnData
 
 from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata, shorten
 from scvae_ext.data.opening import open_counts
+from scvae_ext.data.proteins import register_proteins
 from scvae_ext.data.provenance import make_actual, write_registry
 from scvae_ext.data.registry import CategoricalCovariate, ContinuousCovariate, Registry
 from scvae_ext.data.validation import CountFacts, scan_counts
@@ -26,6 +27,8 @@ def setup_anndata(
     size_factor_key: str | None = None,
     categorical_covariate_keys: Sequence[str] | None = None,
     continuous_covariate_keys: Sequence[str] | None = None,
+    protein_expression_obsm_key: str | None = None,
+    protein_names_uns_key: str | None = None,
 ) -> None:
     """Register where an AnnData holds the counts and what is known about the cells.
 
@@ -48,6 +51,11 @@ def setup_anndata(
         Column of ``adata.obs`` with a factor greater than zero for each cell, used instead of its library size.
     categorical_covariate_keys, continuous_covariate_keys
         Columns of ``adata.obs`` with further covariates.
+    protein_expression_obsm_key
+        Key of ``adata.obsm`` with raw counts of proteins, as for
+        :func:`~scvae_ext.data.proteins.register_proteins`.
+    protein_names_uns_key
+        Key of ``adata.uns`` with the names of the proteins, where they are not columns of a data frame.
 
     Raises
     ------
@@ -71,6 +79,17 @@ def setup_anndata(
         NumericalObs(size_factor_key, "size_factor_key", positive=True).read(adata)
     categorical = tuple(_categorical_covariate(adata, key) for key in categorical_keys)
     continuous = tuple(_continuous_covariate(adata, key) for key in continuous_keys)
+    proteins = None
+    if protein_expression_obsm_key is not None:
+        of_cell = np.zeros(adata.n_obs, dtype=np.int64)
+        if batch_key is not None:
+            of_cell = CategoricalObs(batch_key, "batch_key").codes(adata, batches)
+        proteins = register_proteins(adata, protein_expression_obsm_key, protein_names_uns_key, of_cell, batches)
+    elif protein_names_uns_key is not None:
+        raise ValueError(
+            f"protein_names_uns_key={protein_names_uns_key!r} names proteins, but protein_expression_obsm_key does not "
+            "say where their counts are: pass it as well."
+        )
     make_actual(adata)
     counts = Layer(layer)
     facts = scan_counts(open_counts(adata, counts).chunks(), adata.obs_names, adata.var_names, counts.where)
@@ -89,6 +108,7 @@ def setup_anndata(
             categorical_covariates=categorical,
             continuous_covariates=continuous,
             first_fraction=facts.first_fraction,
+            proteins=proteins,
         ),
     )
 

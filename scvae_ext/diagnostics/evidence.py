@@ -21,7 +21,7 @@ from scvae_ext.models.base import BaseModel
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.options import whole_number
 from scvae_ext.models.query import CellSelection
-from scvae_ext.modules import VAE, Posterior, VAEOutput, log_importance_weights
+from scvae_ext.modules import VAE, Posterior, log_importance_weights
 
 __all__ = ["Evidence", "Proposal", "evidence"]
 
@@ -325,7 +325,7 @@ def _log_weights(
     log_library = None
     if posterior.log_library is not None:
         log_library = posterior.log_library.loc + posterior.log_library.scale * noise[..., n_latent]
-    output = VAEOutput(density, latent, log_library, module.decode(latent, minibatch, log_library))
+    output = module.output_at(density, latent, log_library, minibatch)
     return log_importance_weights(output, module.likelihood, minibatch, module.library_prior(minibatch), pz)
 
 

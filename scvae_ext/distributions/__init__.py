@@ -4,6 +4,7 @@ from torch.distributions import Normal
 
 from scvae_ext.distributions.composition import SMALLEST_MEAN, Composition, LinearLogits
 from scvae_ext.distributions.count import CountDistribution
+from scvae_ext.distributions.mixture import Mixture
 from scvae_ext.distributions.negative_binomial import NegativeBinomial
 from scvae_ext.distributions.poisson import Poisson
 from scvae_ext.distributions.zero_inflated import ZeroInflated
@@ -13,6 +14,7 @@ __all__ = [
     "Composition",
     "CountDistribution",
     "LinearLogits",
+    "Mixture",
     "NegativeBinomial",
     "Normal",
     "Poisson",

@@ -10,6 +10,7 @@ from scvae_ext.likelihoods.negative_binomial import NegativeBinomialLikelihood
 from scvae_ext.likelihoods.normal import NormalLikelihood
 from scvae_ext.likelihoods.observed import expected_rate_ratio
 from scvae_ext.likelihoods.poisson import PoissonLikelihood
+from scvae_ext.likelihoods.proteins import ProteinLikelihood
 from scvae_ext.likelihoods.statistics import GeneStatistics, depth, gene_statistics, log_normalised_matrix
 from scvae_ext.likelihoods.zero_inflated import ZeroInflatedNegativeBinomialLikelihood
 from scvae_ext.nn import DispersionKind, ZeroInflationKind
@@ -23,6 +24,7 @@ __all__ = [
     "NegativeBinomialLikelihood",
     "NormalLikelihood",
     "PoissonLikelihood",
+    "ProteinLikelihood",
     "ZeroInflatedNegativeBinomialLikelihood",
     "depth",
     "expected_rate_ratio",

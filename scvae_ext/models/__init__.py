@@ -1,6 +1,7 @@
 """What users hold: models with ``train()``, getters, and results written into the AnnData."""
 
 from scvae_ext.models.autoencoder import Autoencoder
+from scvae_ext.models.cite import CiteVAE
 from scvae_ext.models.scvae import SCVAE
 
-__all__ = ["SCVAE", "Autoencoder"]
+__all__ = ["SCVAE", "Autoencoder", "CiteVAE"]

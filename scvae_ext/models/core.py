@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,10 +32,13 @@ class ModelCore(ABC):
 
     latent_key: ClassVar[str]
     expression_key: ClassVar[str]
+    reads_proteins: ClassVar[bool] = False
     module: "VAE | DeterministicAutoencoder"
 
     def __init__(self, adata: AnnData, options: Mapping[str, Any], seed: int) -> None:
-        self._build(read_registry(adata), options, seed)
+        registry = read_registry(adata)
+        # Proteins that were set up for another model are none of this one's business.
+        self._build(registry if self.reads_proteins else replace(registry, proteins=None), options, seed)
         self.adata = adata
 
     def _build(self, registry: Registry, options: Mapping[str, Any], seed: int) -> None:

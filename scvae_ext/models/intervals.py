@@ -92,7 +92,7 @@ def in_batches(batches: Sequence[int]) -> Targets:
 
 
 def refuse_without_counts(module: VAE) -> None:
-    """Raise where expression can be exactly zero, so that it has no logarithm.
+    """Raise where cells cannot be simulated, or expression can be exactly zero, so that it has no logarithm.
 
     Parameters
     ----------
@@ -102,8 +102,13 @@ def refuse_without_counts(module: VAE) -> None:
     Raises
     ------
     ValueError
-        If its likelihood is one of log-normalised values.
+        If its likelihood is one of log-normalised values, or there are proteins, of which nothing is simulated.
     """
+    if module.proteins is not None:
+        raise ValueError(
+            "This simulates counts of genes and encodes them, and the model encodes proteins as well: train an SCVAE "
+            "on the genes for it."
+        )
     if isinstance(module.likelihood, NormalLikelihood):
         raise ValueError(
             'This needs a likelihood of counts, gene_likelihood="nb", "zinb" or "poisson": the model has "normal".'

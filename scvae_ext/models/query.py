@@ -66,7 +66,9 @@ def select_cells(indices: CellSelection | None, obs_names: pd.Index) -> Int[np.n
     return _positions_of_names(asked, obs_names, "indices", "adata.obs_names", CELLS_MAY_BE)
 
 
-def select_genes(gene_list: GeneSelection | None, var_names: Sequence[str]) -> Int[np.ndarray, "chosen"] | None:
+def select_genes(
+    gene_list: GeneSelection | None, var_names: Sequence[str], *, argument: str = "gene_list", what: str = "gene"
+) -> Int[np.ndarray, "chosen"] | None:
     """Return the positions of the genes asked for, in the order in which they were asked for, or ``None`` for all.
 
     Parameters
@@ -75,6 +77,8 @@ def select_genes(gene_list: GeneSelection | None, var_names: Sequence[str]) -> I
         Names of genes.
     var_names
         Names of the model's genes.
+    argument, what
+        What the argument is called, and what it names one of, for errors.
 
     Raises
     ------
@@ -84,16 +88,16 @@ def select_genes(gene_list: GeneSelection | None, var_names: Sequence[str]) -> I
     if gene_list is None:
         return None
     if isinstance(gene_list, str):
-        raise ValueError(f"gene_list={gene_list!r} is one string: pass a list, [{gene_list!r}].")
+        raise ValueError(f"{argument}={gene_list!r} is one string: pass a list, [{gene_list!r}].")
     if isinstance(gene_list, set | frozenset):
-        raise ValueError("gene_list is a set, which has no order: pass a list.")
+        raise ValueError(f"{argument} is a set, which has no order: pass a list.")
     asked = np.asarray(gene_list)
     if asked.size == 0:
-        raise ValueError("gene_list is empty: pass names of genes, or None for all genes.")
+        raise ValueError(f"{argument} is empty: pass names of {what}s, or None for all {what}s.")
     repeated = pd.Index(asked)[pd.Index(asked).duplicated()]
     if len(repeated):
-        raise ValueError(f"gene_list names {str(repeated[0])!r} more than once: pass each gene once.")
-    return _positions_of_names(asked, pd.Index(var_names), "gene_list", "the model's genes", "names of genes")
+        raise ValueError(f"{argument} names {str(repeated[0])!r} more than once: pass each {what} once.")
+    return _positions_of_names(asked, pd.Index(var_names), argument, f"the model's {what}s", f"names of {what}s")
 
 
 def select_options(

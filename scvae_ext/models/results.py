@@ -135,6 +135,9 @@ def fingerprint(adata: AnnData, registry: Registry) -> tuple[object, ...]:
     keys += [covariate.key for covariate in registry.continuous_covariates]
     columns = in_pandas(adata.obs, [key for key in keys if key is not None and key in adata.obs.columns])
     content = b"".join(pd.util.hash_array(columns[key].astype(str).to_numpy()).tobytes() for key in columns)
+    if registry.proteins is not None and registry.proteins.key in adata.obsm:
+        # An array that is changed in place has the same identity: there are few enough values to look at.
+        content += np.ascontiguousarray(adata.obsm[registry.proteins.key], dtype=np.float64).tobytes()
     # A backed matrix is opened anew at every access: its identity says nothing.
     matrix = None if adata.isbacked else id(adata.X if registry.layer is None else adata.layers.get(registry.layer))
     return (

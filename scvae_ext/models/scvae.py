@@ -3,39 +3,47 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any
 
-import numpy as np
 import torch
 from anndata import AnnData
-from jaxtyping import Int
 from torch import Tensor
 from typing_extensions import override
 
-from scvae_ext.data import CellSource, Registry
-from scvae_ext.likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
+from scvae_ext.data import Registry
+from scvae_ext.likelihoods import GeneLikelihood
+from scvae_ext.models.building import Normalised, build_vae
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.mixins import (
     ComparisonMixin,
     CounterfactualMixin,
     ExpressionMixin,
+    GenerationMixin,
     LatentMixin,
     SamplingMixin,
     ScoresMixin,
+    UncertaintyMixin,
 )
-from scvae_ext.models.options import reject_unknown, true_or_false, whole_number
+from scvae_ext.models.options import reject_unknown
 from scvae_ext.models.residual import FactorTest, add_factors, choose_cells, choose_factors
-from scvae_ext.modules import VAE, DecoderKind, LatentDistribution, PriorKind, Trainable, trainable_bound
-from scvae_ext.nn import BatchRepresentation, DispersionKind, Normalisation, ZeroInflationKind
+from scvae_ext.modules import VAE, DecoderKind, LatentDistribution, PriorKind, Trainable
+from scvae_ext.nn import BatchRepresentation, DispersionKind, ZeroInflationKind
 from scvae_ext.train import TrainingPlan
 from scvae_ext.train.history import History
 
 __all__ = ["SCVAE"]
 
-Normalised = Literal["encoder", "decoder", "none", "both"]
 
-
-class SCVAE(LatentMixin, ExpressionMixin, CounterfactualMixin, ScoresMixin, SamplingMixin, ComparisonMixin):
+class SCVAE(
+    LatentMixin,
+    ExpressionMixin,
+    CounterfactualMixin,
+    ScoresMixin,
+    UncertaintyMixin,
+    SamplingMixin,
+    GenerationMixin,
+    ComparisonMixin,
+):
     r"""Variational autoencoder of counts, with the batch as a covariate of the decoder.
 
     .. math::
@@ -161,63 +169,7 @@ class SCVAE(LatentMixin, ExpressionMixin, CounterfactualMixin, ScoresMixin, Samp
 
     @override
     def _make_module(self, registry: Registry, options: Mapping[str, Any]) -> VAE:
-        for name in ("use_observed_lib_size", "encode_covariates", "deeply_inject_covariates"):
-            true_or_false(name, options[name])
-        # Models saved before there were residual factors have no such option.
-        whole_number("residual_rank", options.get("residual_rank", 0), least=0)
-        if registry.size_factor_key is not None and not options["use_observed_lib_size"]:
-            raise ValueError(
-                f"use_observed_lib_size=False asks for a latent library size, but size_factor_key="
-                f"{registry.size_factor_key!r} takes its place: leave one of the two out."
-            )
-        if options["gene_likelihood"] == "normal" and not options["use_observed_lib_size"]:
-            raise ValueError(
-                'use_observed_lib_size=False has no meaning for gene_likelihood="normal", whose values are normalised '
-                "by the observed library size: leave it at True."
-            )
-        module = self._make_vae(registry, options, 0)
-        if options["gene_likelihood"] in COUNT_LIKELIHOODS:
-            registry.require_counts(options["gene_likelihood"])
-        return module
-
-    def _make_vae(self, registry: Registry, options: Mapping[str, Any], n_factors: int) -> VAE:
-        """Build the module with some number of residual factors: none before training, later those that were kept."""
-        own = ("use_batch_norm", "use_layer_norm", "n_prior_components", "residual_rank")
-        return VAE(
-            registry.n_genes,
-            n_batches=registry.n_batches,
-            n_labels=registry.n_labels,
-            n_categories=registry.n_categories_per_covariate,
-            n_continuous=registry.n_continuous_covariates,
-            use_size_factor=registry.size_factor_key is not None,
-            encoder_normalisation=_normalisation(options, "encoder"),
-            decoder_normalisation=_normalisation(options, "decoder"),
-            **_prior_components(options),
-            residual_rank=n_factors,
-            **{name: value for name, value in options.items() if name not in own},
-        )
-
-    @override
-    def _initialise(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:
-        super()._initialise(source, train)
-        self.module.initialise_library(source.library_size[train], source.batch[train])
-        if self.module.prior is not None:
-            n_components = len(self.module.prior.logits)
-            if n_components > len(train):
-                raise ValueError(
-                    f"n_prior_components={n_components} is more than the {len(train)} training cells: pass fewer."
-                )
-            chosen = np.random.default_rng(self.seed).choice(train, n_components, replace=False)
-            self.module.initialise_prior(source.minibatch(np.sort(chosen)).to(self.device))
-
-    @override
-    def _trainable(self, plan: TrainingPlan) -> Trainable:
-        if plan.batch_penalty and self.registry.n_batches < 2:
-            raise ValueError(
-                f"batch_penalty={plan.batch_penalty!r} needs at least two batches, and the model has one: pass "
-                "batch_key=... to setup_anndata, or leave batch_penalty at 0."
-            )
-        return trainable_bound(self.module, plan.objective, plan.n_samples, plan.free_bits, plan.batch_penalty)
+        return build_vae(registry, options)
 
     @override
     def _train_further(
@@ -253,7 +205,7 @@ class SCVAE(LatentMixin, ExpressionMixin, CounterfactualMixin, ScoresMixin, Samp
     def _with_factors(self, n_factors: int) -> VAE:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            return self._make_vae(self.registry, self._options, n_factors).eval()
+            return build_vae(self.registry, self._options, n_factors).eval()
 
     @override
     def _described(self) -> dict[str, Any]:
@@ -273,38 +225,3 @@ class SCVAE(LatentMixin, ExpressionMixin, CounterfactualMixin, ScoresMixin, Samp
             return super().__repr__()
         active = self._residual_test.active
         return f"{super().__repr__()}, {sum(active)} of {len(active)} residual factors active"
-
-    @override
-    def _require_valid(self, source: CellSource) -> None:
-        if self._options["gene_likelihood"] in COUNT_LIKELIHOODS:
-            source.require_counts(self._options["gene_likelihood"])
-
-
-def _prior_components(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the number of Gaussians of the prior; models saved before there was a choice have neither option."""
-    prior, n_components = options.get("prior", "standard"), options.get("n_prior_components")
-    if n_components is None:
-        return {}
-    if prior == "standard":
-        raise ValueError(
-            f'n_prior_components={n_components!r} has no meaning for prior="standard": leave it out, or pass '
-            'prior="mixture" or prior="vamp".'
-        )
-    return {"n_prior_components": whole_number("n_prior_components", n_components)}
-
-
-def _normalisation(options: Mapping[str, Any], network: str) -> Normalisation:
-    """Resolve the two options of scvi-tools into one for a network."""
-    chosen: list[Normalisation] = []
-    for kind in get_args(Normalisation)[:2]:
-        value = options[f"use_{kind}_norm"]
-        if value not in ("encoder", "decoder", "none", "both"):
-            raise ValueError(f'use_{kind}_norm={value!r} is not known: use "encoder", "decoder", "both" or "none".')
-        if value in (network, "both"):
-            chosen.append(kind)
-    if len(chosen) == 2:
-        raise ValueError(
-            f"use_batch_norm={options['use_batch_norm']!r} and use_layer_norm={options['use_layer_norm']!r} both "
-            f'normalise the {network}: set one of them to "none".'
-        )
-    return chosen[0] if chosen else "none"

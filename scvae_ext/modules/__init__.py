@@ -15,6 +15,7 @@ from scvae_ext.modules.networks import DecoderKind, LatentDistribution, Networks
 from scvae_ext.modules.objectives import BatchPenalised, FreeBitsElbo, ImportanceWeighted
 from scvae_ext.modules.outputs import Elbo, Objective, Posterior, SquaredError, VAEOutput
 from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
+from scvae_ext.modules.proteins import ProteinModality
 from scvae_ext.modules.residual import copy_weights
 from scvae_ext.modules.surrogates import SURROGATES, GradientEstimator
 from scvae_ext.modules.trainable import Trainable
@@ -40,6 +41,7 @@ __all__ = [
     "Objective",
     "Posterior",
     "PriorKind",
+    "ProteinModality",
     "SampledElbo",
     "SquaredError",
     "Trainable",

@@ -1,5 +1,6 @@
 """The bounds on the evidence that a VAE can be trained on, each a view of the VAE with an objective of its own."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch.distributions import Normal
 
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.modules.dependence import batch_dependence
-from scvae_ext.modules.elbo import divergences, elbo, kl_of_dimensions, log_ratio
+from scvae_ext.modules.elbo import divergences, elbo, kl_of_dimensions, log_likelihood, log_ratio
 from scvae_ext.modules.objectives import BatchPenalised, FreeBitsElbo, ImportanceWeighted
 from scvae_ext.modules.outputs import Elbo, Objective, Posterior, VAEOutput
 from scvae_ext.modules.trainable import Trainable
@@ -118,14 +119,17 @@ class ImportanceWeightedBound(Trainable):
         vae = self.vae
         output = vae(minibatch, self.n_samples, generator)
         library_prior, pz = vae.library_prior(minibatch), vae.pz()
-        reconstruction = vae.likelihood.reconstruction(output.px, minibatch)
+        reconstruction = log_likelihood(output, vae.likelihood, minibatch)
         held = held_fixed(output)
         log_ratio_library = None
         if held.log_library is not None and held.posterior.log_library is not None and library_prior is not None:
             q_library = held.posterior.log_library
             log_ratio_library = library_prior.log_prob(held.log_library) - q_library.log_prob(held.log_library)
         with torch.no_grad():
-            bound = _mean_of_samples(Elbo(reconstruction.detach(), *divergences(output, library_prior, pz)))
+            of_proteins = output.log_prob_proteins
+            bound = _mean_of_samples(
+                Elbo(reconstruction.detach(), *divergences(output, library_prior, pz), of_proteins)
+            )
         return ImportanceWeighted(
             reconstruction, log_ratio(held, pz), log_ratio_library, output.latent, output.log_library, bound
         )
@@ -171,7 +175,7 @@ def held_fixed(output: VAEOutput) -> VAEOutput:
     """
     qz, q_library = output.posterior.qz, output.posterior.log_library
     fixed = Posterior(_fixed(qz), None if q_library is None else _fixed(q_library))
-    return VAEOutput(fixed, output.latent, output.log_library, output.px)
+    return replace(output, posterior=fixed)
 
 
 def _fixed(normal: Normal) -> Normal:
@@ -180,4 +184,6 @@ def _fixed(normal: Normal) -> Normal:
 
 def _mean_of_samples(bound: Elbo) -> Elbo:
     kl = bound.kl.mean(0) if bound.kl.dim() > 1 else bound.kl
-    return Elbo(bound.reconstruction.mean(0), kl, bound.kl_library)
+    of_proteins = bound.reconstruction_proteins
+    of_proteins = None if of_proteins is None else of_proteins.mean(0)
+    return Elbo(bound.reconstruction.mean(0), kl, bound.kl_library, of_proteins)

@@ -13,7 +13,7 @@ from scvae_ext.minibatch import Minibatch
 from scvae_ext.modules.outputs import Elbo, VAEOutput
 from scvae_ext.types import CellsByLatent, CellValues
 
-__all__ = ["divergences", "elbo", "kl_of_dimensions", "log_importance_weights", "log_ratio"]
+__all__ = ["divergences", "elbo", "kl_of_dimensions", "log_importance_weights", "log_likelihood", "log_ratio"]
 
 
 def elbo(
@@ -44,7 +44,21 @@ def elbo(
         Prior of the latent, where it is not standard normal.
     """
     kl, kl_library = divergences(output, library_prior, pz)
-    return Elbo(likelihood.reconstruction(output.px, minibatch), kl, kl_library)
+    return Elbo(log_likelihood(output, likelihood, minibatch), kl, kl_library, output.log_prob_proteins)
+
+
+def log_likelihood(
+    output: VAEOutput, likelihood: Likelihood[Any], minibatch: Minibatch
+) -> Float[Tensor, "*samples cells"]:
+    """Return the log-probability of all that was counted of each cell, at the sample, in nats.
+
+    Parameters
+    ----------
+    output, likelihood, minibatch
+        As for :func:`elbo`.
+    """
+    of_genes = likelihood.reconstruction(output.px, minibatch)
+    return of_genes if output.log_prob_proteins is None else of_genes + output.log_prob_proteins
 
 
 def divergences(
@@ -119,7 +133,7 @@ def log_importance_weights(
     output, likelihood, minibatch, library_prior, pz
         As for :func:`elbo`.
     """
-    weights: Tensor = likelihood.reconstruction(output.px, minibatch)
+    weights: Tensor = log_likelihood(output, likelihood, minibatch)
     weights = weights + log_ratio(output, pz)
     q_library = output.posterior.log_library
     if q_library is not None and library_prior is not None and output.log_library is not None:

@@ -12,6 +12,7 @@ from typing_extensions import override
 from scvae_ext.likelihoods import GeneLikelihood, GeneStatistics, make_likelihood
 from scvae_ext.minibatch import Minibatch, SparseCounts
 from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
+from scvae_ext.modules.proteins import ProteinModality
 from scvae_ext.modules.trainable import Trainable
 from scvae_ext.nn import (
     MLP,
@@ -69,6 +70,8 @@ class Networks(Trainable):
         r, number of residual factors.
     decoder
         ``"nonlinear"``, a multilayer perceptron, or ``"linear"``: the heads read z and the covariates themselves.
+    proteins_measured
+        For each batch, whether each protein was measured in it; ``None`` for genes alone.
     """
 
     library_log_means: Tensor
@@ -102,6 +105,7 @@ class Networks(Trainable):
         zero_inflation_prior: Sequence[float] | None = None,
         residual_rank: int = 0,
         decoder: DecoderKind = "nonlinear",
+        proteins_measured: Sequence[Sequence[bool]] | None = None,
     ) -> None:
         super().__init__()
         if prior not in get_args(PriorKind):
@@ -120,6 +124,8 @@ class Networks(Trainable):
         self.encode_covariates = encode_covariates
         self.covariates = CovariateColumns(n_batches, n_categories, n_continuous, batch_representation)
         n_encoder_covariates = self.covariates.n_columns if encode_covariates else 0
+        if proteins_measured is not None:
+            n_encoder_covariates += len(proteins_measured[0])
         self.encoder = Encoder(
             n_genes,
             n_hidden,
@@ -157,6 +163,7 @@ class Networks(Trainable):
         if isinstance(self.decoder, LinearDecoder):
             head = self.mean_head
             head.linear = Loadings(head.linear.in_features, n_genes)
+        self.proteins = None if proteins_measured is None else ProteinModality(self.decoder.n_out, proteins_measured)
         self.library_encoder: LibraryEncoder | None = None
         if not use_observed_lib_size and not use_size_factor:
             self.library_encoder = LibraryEncoder(
@@ -238,7 +245,10 @@ class Networks(Trainable):
 
     def _encoder_input(self, minibatch: Minibatch) -> tuple[SparseCounts, Float[Tensor, "cells covariates"]]:
         x = minibatch.counts.log1p()
-        return x, self.covariates(minibatch) if self.encode_covariates else x.values.new_empty(x.n_cells, 0)
+        columns = self.covariates(minibatch) if self.encode_covariates else x.values.new_empty(x.n_cells, 0)
+        if self.proteins is not None:
+            columns = torch.cat([columns, self.proteins.encoder_columns(minibatch)], dim=1)
+        return x, columns
 
     @property
     def mean_head(self) -> MeanHead:
@@ -272,4 +282,8 @@ class Networks(Trainable):
 
     @override
     def log_prior(self) -> Float[Tensor, ""] | None:
-        return self.likelihood.log_prior()
+        of_genes = self.likelihood.log_prior()
+        if self.proteins is None:
+            return of_genes
+        of_proteins = self.proteins.likelihood.log_prior()
+        return of_proteins if of_genes is None else of_genes + of_proteins

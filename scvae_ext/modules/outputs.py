@@ -42,13 +42,16 @@ class VAEOutput:
     log_library
         Sample of the log library size, or ``None`` where it is observed.
     px
-        Likelihood at the sample.
+        Likelihood of the genes at the sample.
+    log_prob_proteins
+        Log-probability of each cell's proteins at the sample, in nats, or ``None`` for genes alone.
     """
 
     posterior: Posterior
     latent: Float[Tensor, "*samples cells latent"]
     log_library: Float[Tensor, "*samples cells"] | None
     px: Distribution
+    log_prob_proteins: Float[Tensor, "*samples cells"] | None = None
 
 
 class Objective(ABC):
@@ -81,16 +84,19 @@ class Elbo(Objective):
     Parameters
     ----------
     reconstruction
-        Log-likelihood at the sample.
+        Log-likelihood at the sample, of genes and proteins.
     kl
         Divergence of the latent posterior from its prior; at each sample where it has no closed form.
     kl_library
         Divergence of the library size's posterior from its prior, or ``None`` where the library size is observed.
+    reconstruction_proteins
+        What the proteins are of the reconstruction, or ``None`` for genes alone.
     """
 
     reconstruction: Float[Tensor, "*samples cells"]
     kl: Float[Tensor, "*#samples cells"]
     kl_library: CellValues | None = None
+    reconstruction_proteins: Float[Tensor, "*samples cells"] | None = None
 
     def score(self, kl_weight: float = 1.0, penalty_share: float = 1.0) -> Float[Tensor, "*samples cells"]:
         score = self.reconstruction - kl_weight * self.kl
@@ -98,7 +104,11 @@ class Elbo(Objective):
 
     def terms(self) -> dict[str, Float[Tensor, "*samples cells"]]:
         terms = {"elbo": self.score(), "reconstruction": self.reconstruction, "kl": self.kl}
-        return terms if self.kl_library is None else {**terms, "kl_library": self.kl_library}
+        if self.kl_library is not None:
+            terms["kl_library"] = self.kl_library
+        if self.reconstruction_proteins is not None:
+            terms["reconstruction_proteins"] = self.reconstruction_proteins
+        return terms
 
 
 @dataclass(frozen=True)

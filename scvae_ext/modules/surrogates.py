@@ -150,7 +150,7 @@ def _score_function(
             if posterior.log_library is None
             else reparameterised_sample(posterior.log_library, n_samples, generator)
         )
-    output = VAEOutput(posterior, latent, log_library, vae.decode(latent, minibatch, log_library))
+    output = vae.output_at(posterior, latent, log_library, minibatch)
     # Fixed samples and densities leave the gradient of decoder and prior.
     log_weights = _log_weights(vae, held_fixed(output), minibatch)
     signal = log_weights.detach()

@@ -143,7 +143,30 @@ class VAE(Networks):
             if posterior.log_library is None
             else reparameterised_sample(posterior.log_library, n_samples, generator)
         )
-        return VAEOutput(posterior, latent, log_library, self.decode(latent, minibatch, log_library))
+        return self.output_at(posterior, latent, log_library, minibatch)
+
+    def output_at(
+        self,
+        posterior: Posterior,
+        latent: Float[Tensor, "*samples cells state"],
+        log_library: Float[Tensor, "*samples cells"] | None,
+        minibatch: Minibatch,
+    ) -> VAEOutput:
+        """Decode given samples of a posterior.
+
+        Parameters
+        ----------
+        posterior
+            The posterior, whose density counts.
+        latent, log_library
+            Samples.
+        minibatch
+            The cells.
+        """
+        hidden = self.decode_hidden(latent, minibatch)
+        px = self.likelihood(hidden, self.depth(minibatch, log_library), minibatch.batch, minibatch.label)
+        of_proteins = None if self.proteins is None else self.proteins.log_prob(hidden, minibatch)
+        return VAEOutput(posterior, latent, log_library, px, of_proteins)
 
     @override
     def objective(self, minibatch: Minibatch, generator: torch.Generator | None = None) -> Elbo:

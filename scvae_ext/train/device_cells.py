@@ -21,7 +21,15 @@ CELLS_PER_PART = 8192
 # As much again is needed for a moment to join the parts, and the rest for weights and activations.
 SHARE_OF_FREE_MEMORY = 0.4
 
-COLUMNS = ("library_size", "batch", "label", "categorical_covariates", "continuous_covariates", "size_factor")
+COLUMNS = (
+    "library_size",
+    "batch",
+    "label",
+    "categorical_covariates",
+    "continuous_covariates",
+    "size_factor",
+    "proteins",
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class PackedCells:
         is gathered is known without asking the device.
     n_genes
         Number of columns.
-    library_size, batch, label, categorical_covariates, continuous_covariates, size_factor
+    library_size, batch, label, categorical_covariates, continuous_covariates, size_factor, proteins
         As for :class:`~scvae_ext.minibatch.Minibatch`.
     """
 
@@ -51,6 +59,7 @@ class PackedCells:
     categorical_covariates: Int[Tensor, "cells categorical"]
     continuous_covariates: Float[Tensor, "cells continuous"]
     size_factor: CellValues | None
+    proteins: Float[Tensor, "cells proteins"] | None = None
 
     @classmethod
     def read(cls, source: CellSource, indices: Integer[np.ndarray, "chosen"]) -> Self:

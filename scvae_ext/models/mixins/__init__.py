@@ -1,10 +1,23 @@
-"""The methods of the variational autoencoder of counts, by topic."""
+"""The methods of variational autoencoders of counts, by topic."""
 
 from scvae_ext.models.mixins.comparison import ComparisonMixin
 from scvae_ext.models.mixins.counterfactual import CounterfactualMixin
 from scvae_ext.models.mixins.expression import ExpressionMixin
+from scvae_ext.models.mixins.generation import GenerationMixin
 from scvae_ext.models.mixins.latent import LatentMixin
+from scvae_ext.models.mixins.proteins import ProteinMixin
 from scvae_ext.models.mixins.sampling import SamplingMixin
 from scvae_ext.models.mixins.scores import ScoresMixin
+from scvae_ext.models.mixins.uncertainty import UncertaintyMixin
 
-__all__ = ["ComparisonMixin", "CounterfactualMixin", "ExpressionMixin", "LatentMixin", "SamplingMixin", "ScoresMixin"]
+__all__ = [
+    "ComparisonMixin",
+    "CounterfactualMixin",
+    "ExpressionMixin",
+    "GenerationMixin",
+    "LatentMixin",
+    "ProteinMixin",
+    "SamplingMixin",
+    "ScoresMixin",
+    "UncertaintyMixin",
+]

@@ -6,12 +6,16 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 from jaxtyping import Float, Int
+from typing_extensions import override
 
+from scvae_ext.data import CellSource
+from scvae_ext.likelihoods import COUNT_LIKELIHOODS
 from scvae_ext.models.base import BaseModel
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.intervals import Replicate
 from scvae_ext.models.residual import FactorTest
-from scvae_ext.modules import VAE
+from scvae_ext.modules import VAE, Trainable, trainable_bound
+from scvae_ext.train import TrainingPlan
 
 __all__ = ["VAEModel"]
 
@@ -27,6 +31,33 @@ class VAEModel(BaseModel):
     def _residual_rank(self) -> int:
         # Models saved before there were residual factors have no such option.
         return int(self._options.get("residual_rank", 0))
+
+    @override
+    def _initialise(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:
+        super()._initialise(source, train)
+        self.module.initialise_library(source.library_size[train], source.batch[train])
+        if self.module.prior is not None:
+            n_components = len(self.module.prior.logits)
+            if n_components > len(train):
+                raise ValueError(
+                    f"n_prior_components={n_components} is more than the {len(train)} training cells: pass fewer."
+                )
+            chosen = np.random.default_rng(self.seed).choice(train, n_components, replace=False)
+            self.module.initialise_prior(source.minibatch(np.sort(chosen)).to(self.device))
+
+    @override
+    def _trainable(self, plan: TrainingPlan) -> Trainable:
+        if plan.batch_penalty and self.registry.n_batches < 2:
+            raise ValueError(
+                f"batch_penalty={plan.batch_penalty!r} needs at least two batches, and the model has one: pass "
+                "batch_key=... to setup_anndata, or leave batch_penalty at 0."
+            )
+        return trainable_bound(self.module, plan.objective, plan.n_samples, plan.free_bits, plan.batch_penalty)
+
+    @override
+    def _require_valid(self, source: CellSource) -> None:
+        if self._options["gene_likelihood"] in COUNT_LIKELIHOODS:
+            source.require_counts(self._options["gene_likelihood"])
 
     def _gene_names(self, genes: Int[np.ndarray, "chosen"] | None) -> list[str]:
         names = self.registry.var_names

@@ -1,0 +1,217 @@
+"""Counts of surface proteins beside those of genes: where they lie, and in which batches they were measured."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from jaxtyping import Bool, Float, Int
+
+from scvae_ext.data.fields import shorten, unknown_key
+
+__all__ = ["ProteinPanel", "match_proteins", "register_proteins"]
+
+
+@dataclass(frozen=True)
+class ProteinPanel:
+    """The proteins of a data set.
+
+    Parameters
+    ----------
+    key
+        Key of ``adata.obsm`` with their counts.
+    names
+        Names of the proteins, in the order in which a model sees them.
+    measured
+        For each batch, whether each protein was measured in it.
+    names_key
+        Key of ``adata.uns`` with the names, where ``obsm`` holds an array; ``None`` for those of a data frame, or for
+        numbers.
+    """
+
+    key: str
+    names: tuple[str, ...]
+    measured: tuple[tuple[bool, ...], ...]
+    names_key: str | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from plain values.
+
+        Parameters
+        ----------
+        values
+            The fields, as JSON has them.
+        """
+        measured = tuple(tuple(map(bool, of_batch)) for of_batch in values["measured"])
+        return cls(values["key"], tuple(values["names"]), measured, values["names_key"])
+
+
+def register_proteins(
+    adata: AnnData, key: str, names_key: str | None, batch: Int[np.ndarray, "cells"], batch_names: tuple[str, ...]
+) -> ProteinPanel:
+    """Look at every count of proteins, and find out in which batches each was measured.
+
+    A protein was not measured in a batch where all its values there are missing (NaN), or all are zero while it has
+    counts in another batch.
+
+    Parameters
+    ----------
+    adata
+        Where to read.
+    key, names_key
+        Keys of ``adata.obsm`` and, for the names, of ``adata.uns``.
+    batch, batch_names
+        Batch of each cell, and the names of the batches, none if there are none.
+
+    Raises
+    ------
+    ValueError
+        If the key is missing, values are not counts or missing for some cells of a batch alone, or a protein has no
+        counts.
+
+    Warns
+    -----
+    UserWarning
+        If a protein was not measured in a batch.
+    """
+    values, names = _read(adata, key, names_key)
+    _require_counts(values, names, adata, key)
+    empty = np.nansum(values, axis=0) == 0
+    if empty.any():
+        raise ValueError(
+            f"protein_expression_obsm_key: {empty.sum()} of {len(names)} proteins of adata.obsm[{key!r}] have no "
+            f"counts in any cell: {shorten(np.array(names)[empty])}. Leave these columns out."
+        )
+    n_batches = max(1, len(batch_names))
+    measured = np.empty((n_batches, len(names)), dtype=bool)
+    for position in range(n_batches):
+        of_batch = values[batch == position]
+        measured[position] = (of_batch > 0).any(axis=0)
+        _require_whole(of_batch, measured[position], names, key, batch_names[position] if batch_names else None)
+    missing = [
+        f"{batch_names[position]!r}: {shorten(np.array(names)[~measured[position]], 5)}"
+        for position in np.flatnonzero(~measured.all(axis=1))
+    ]
+    if missing:
+        warnings.warn(
+            "These proteins have no counts in a batch, and are taken as not measured there; "
+            f"{'; '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return ProteinPanel(key, names, tuple(tuple(map(bool, row)) for row in measured), names_key)
+
+
+def match_proteins(
+    adata: AnnData, panel: ProteinPanel, batch: Int[np.ndarray, "cells"], batch_names: tuple[str, ...]
+) -> Float[np.ndarray, "cells proteins"]:
+    """Read the counts of proteins by name, in the order of the panel; zero where they were not measured.
+
+    Parameters
+    ----------
+    adata
+        Where to read.
+    panel
+        What was set up.
+    batch, batch_names
+        Batch of each cell, and the names of the batches.
+
+    Raises
+    ------
+    ValueError
+        If a protein is missing, or values are not counts.
+    """
+    values, here = _read(adata, panel.key, panel.names_key)
+    position = pd.Index(here).get_indexer(pd.Index(panel.names))
+    if (position < 0).any():
+        lacking = np.array(panel.names)[position < 0]
+        raise ValueError(
+            f"adata.obsm[{panel.key!r}] lacks {len(lacking)} of the {len(panel.names)} proteins that were set up: "
+            f"{shorten(lacking)}. There are: {shorten(here)}."
+        )
+    values = values[:, position]
+    measured = np.array(panel.measured)[batch]
+    values = np.where(measured, values, 0)
+    _require_counts(values, panel.names, adata, panel.key)
+    for code in np.unique(batch):
+        name = batch_names[code] if batch_names else None
+        _require_whole(values[batch == code], np.array(panel.measured[code]), panel.names, panel.key, name)
+    return values.astype(np.float32)
+
+
+def _read(
+    adata: AnnData, key: str, names_key: str | None
+) -> tuple[Float[np.ndarray, "cells proteins"], tuple[str, ...]]:
+    if key not in adata.obsm:
+        raise unknown_key(f"protein_expression_obsm_key: adata.obsm[{key!r}] was", key, adata.obsm)
+    found: Any = adata.obsm[key]
+    if hasattr(found, "to_memory"):
+        found = found.to_memory()
+    if isinstance(found, pd.DataFrame):
+        wrong = [str(name) for name, dtype in found.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
+        if wrong:
+            raise ValueError(
+                f"protein_expression_obsm_key: columns of adata.obsm[{key!r}] do not hold numbers: {shorten(wrong)}. "
+                "Leave them out, or convert them to counts."
+            )
+        names = tuple(map(str, found.columns))
+        values = found.to_numpy(dtype=np.float64, na_value=np.nan)
+    else:
+        values = np.asarray(found.toarray() if sp.issparse(found) else found, dtype=np.float64)
+        names = tuple(f"protein_{i}" for i in range(values.shape[1] if values.ndim == 2 else 0))
+    if values.ndim != 2 or 0 in values.shape:
+        raise ValueError(
+            f"protein_expression_obsm_key: adata.obsm[{key!r}] must hold counts of cells by proteins, but has the "
+            f"shape {values.shape}."
+        )
+    if names_key is not None:
+        if names_key not in adata.uns:
+            raise unknown_key(f"protein_names_uns_key: adata.uns[{names_key!r}] was", names_key, adata.uns)
+        names = tuple(map(str, adata.uns[names_key]))
+        if len(names) != values.shape[1]:
+            raise ValueError(
+                f"protein_names_uns_key: adata.uns[{names_key!r}] holds {len(names)} names, but adata.obsm[{key!r}] "
+                f"has {values.shape[1]} columns."
+            )
+    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"adata.obsm[{key!r}] names proteins more than once: {shorten(repeated)}. Rename them.")
+    return values, names
+
+
+def _require_counts(
+    values: Float[np.ndarray, "cells proteins"], names: tuple[str, ...], adata: AnnData, key: str
+) -> None:
+    """Raise at a value that is neither a count nor missing."""
+    with np.errstate(invalid="ignore"):
+        wrong = np.isinf(values) | (values < 0) | (values != np.floor(values)) & ~np.isnan(values)
+    if wrong.any():
+        cell, protein = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"protein_expression_obsm_key: adata.obsm[{key!r}] must hold raw counts, but {wrong.sum()} of its "
+            f"{wrong.size} values are none; cell {adata.obs_names[cell]!r} has {values[cell, protein]:g} of "
+            f"{names[protein]!r}. Pass the counts as they were before normalisation (CLR, DSB)."
+        )
+
+
+def _require_whole(
+    values: Float[np.ndarray, "cells proteins"],
+    measured: Bool[np.ndarray, "proteins"],
+    names: tuple[str, ...],
+    key: str,
+    batch_name: str | None,
+) -> None:
+    """Raise where a protein that was measured in a batch has no value for some of its cells."""
+    missing = np.isnan(values) & measured
+    if missing.any():
+        protein = int(np.flatnonzero(missing.any(axis=0))[0])
+        where = "" if batch_name is None else f" of batch {batch_name!r}"
+        raise ValueError(
+            f"protein_expression_obsm_key: adata.obsm[{key!r}] has no value of {names[protein]!r} for "
+            f"{missing[:, protein].sum()} of {len(values)} cells{where}. Within a batch a protein is measured in all "
+            "cells or in none: leave these cells out, or give them a batch of their own (batch_key=...)."
+        )

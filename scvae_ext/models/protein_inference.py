@@ -1,0 +1,136 @@
+"""What getters of proteins compute, minibatch by minibatch, from a trained module and a source of cells."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from scvae_ext.distributions import Mixture
+from scvae_ext.minibatch import Minibatch, SparseCounts
+from scvae_ext.models.cells import Cells, shared_noise
+from scvae_ext.modules import VAE, ProteinModality
+
+__all__ = ["foreground_probability", "protein_expression", "protein_samples"]
+
+
+def protein_expression(
+    module: VAE, cells: Cells, batches: Sequence[int], n_samples: int, seed: int, *, include_background: bool
+) -> Float[np.ndarray, "cells proteins"]:
+    """Return expected counts of the foreground, or of background and foreground together.
+
+    Parameters
+    ----------
+    module, cells
+        Of what.
+    batches
+        Batches to decode with, averaged over; the observed ones where empty. A protein is decoded with those among them
+        in which it was measured, or with all in which it was, where there are none.
+    n_samples, seed
+        Samples of the posterior, and their seed.
+    include_background
+        Whether to add what binds everywhere.
+    """
+
+    def expected(px: Mixture, minibatch: Minibatch) -> Tensor:
+        return px.mean if include_background else (1 - px.first_probability) * px.second.mean
+
+    return _averaged(module, cells, batches, n_samples, seed, expected)
+
+
+def foreground_probability(
+    module: VAE, cells: Cells, batches: Sequence[int], n_samples: int, seed: int, *, given_counts: bool
+) -> Float[np.ndarray, "cells proteins"]:
+    """Return the probability that the count of a protein is from its foreground.
+
+    Parameters
+    ----------
+    module, cells, batches, n_samples, seed
+        As for :func:`protein_expression`.
+    given_counts
+        Whether given the count as well, where it was measured, or given the state alone.
+    """
+    modality = _proteins_of(module)
+
+    def probability(px: Mixture, minibatch: Minibatch) -> Tensor:
+        of_state = 1 - px.first_probability
+        if not given_counts or minibatch.proteins is None:
+            return of_state
+        of_count = torch.sigmoid(-px.first_logits_given(SparseCounts.from_dense(minibatch.proteins)))
+        return torch.where(modality.measured[minibatch.batch], of_count, of_state)
+
+    return _averaged(module, cells, batches, n_samples, seed, probability)
+
+
+def protein_samples(
+    module: VAE, cells: Cells, n_samples: int, seed: int
+) -> Float[np.ndarray, "samples cells proteins"]:
+    """Return counts drawn from the posterior predictive distribution, in the batch of each cell.
+
+    Parameters
+    ----------
+    module, cells, n_samples, seed
+        Of what, how many, and their seed.
+    """
+    modality = _proteins_of(module)
+    draws = np.empty((n_samples, len(cells), modality.n_proteins), dtype=np.float32)
+    with torch.random.fork_rng():
+        # torch's distributions draw from the default generator alone.
+        torch.manual_seed(seed)
+        for rows, minibatch in cells:
+            qz = module.encode(minibatch).qz
+            for of_sample in draws:
+                hidden = module.decode_hidden(torch.normal(qz.loc, qz.scale), minibatch)
+                of_sample[rows] = modality.decode(hidden, minibatch.batch).sample().cpu().numpy()
+    return draws
+
+
+def _averaged(
+    module: VAE,
+    cells: Cells,
+    batches: Sequence[int],
+    n_samples: int,
+    seed: int,
+    value: Callable[[Mixture, Minibatch], Tensor],
+) -> Float[np.ndarray, "cells proteins"]:
+    """Average a figure of the distribution of each protein over samples and batches."""
+    modality = _proteins_of(module)
+    result = np.empty((len(cells), modality.n_proteins), dtype=np.float32)
+    noise = shared_noise(n_samples, module.encoder.mean.out_features, seed, cells.device)
+    for rows, minibatch in cells:
+        qz = module.encode(minibatch).qz
+        total = qz.loc.new_zeros(minibatch.n_cells, modality.n_proteins)
+        for one in noise:
+            sample = qz.loc + qz.scale * one
+            for batch, weight in _weighted_batches(modality.measured, minibatch, batches):
+                px = modality.decode(module.decode_hidden(sample, minibatch, batch), batch)
+                total += weight * value(px, minibatch)
+        result[rows] = (total / len(noise)).cpu().numpy()
+    return result
+
+
+def _weighted_batches(
+    measured: Bool[Tensor, "batches proteins"], minibatch: Minibatch, batches: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches to decode the cells with, and the weight that each has for each cell and protein."""
+    n_batches = len(measured)
+    if not batches and bool(measured[minibatch.batch].all()):
+        yield minibatch.batch, torch.ones((), device=measured.device)
+        return
+    if batches:
+        wanted = torch.zeros(minibatch.n_cells, n_batches, device=measured.device)
+        wanted[:, list(batches)] = 1
+    else:
+        wanted = torch.nn.functional.one_hot(minibatch.batch, n_batches).float()
+    weights = wanted.unsqueeze(-1) * measured
+    weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, measured.float())
+    weights = weights / weights.sum(1, keepdim=True)
+    for batch in range(n_batches):
+        if bool(weights[:, batch].any()):
+            yield torch.full_like(minibatch.batch, batch), weights[:, batch]
+
+
+def _proteins_of(module: VAE) -> ProteinModality:
+    assert module.proteins is not None
+    return module.proteins
