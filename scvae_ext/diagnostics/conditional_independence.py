@@ -18,6 +18,7 @@ from scvae_ext.diagnostics._dependence import (
     modules_of,
     null_of_mean_square,
 )
+from scvae_ext.diagnostics._models import wrong_model
 from scvae_ext.diagnostics._residual_correlation import LEAST_CELLS, LEAST_GENES, residual_correlation, testable_genes
 from scvae_ext.models import SCVAE
 from scvae_ext.models.base import BaseModel
@@ -311,10 +312,7 @@ def conditional_independence(
     compare_latent_dimensions : How the excess shrinks as the latent space grows.
     """
     if not isinstance(model, SCVAE):
-        raise TypeError(
-            f"conditional_independence needs a model with a likelihood, which {type(model).__name__} has not: use "
-            "SCVAE."
-        )
+        raise wrong_model(model, "conditional_independence", "a likelihood")
     n_genes = whole_number("n_genes", n_genes, least=LEAST_GENES)
     if isinstance(level, bool) or not 0 < level < 1:
         raise ValueError(f"level={level!r} must be a probability between 0 and 1.")

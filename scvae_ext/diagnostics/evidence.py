@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
+from scvae_ext.diagnostics._models import wrong_model
 from scvae_ext.minibatch import Minibatch
-from scvae_ext.models import SCVAE
+from scvae_ext.models import SCVAE, CiteVAE
 from scvae_ext.models.base import BaseModel
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.options import whole_number
@@ -181,7 +182,7 @@ def evidence(
     Parameters
     ----------
     model
-        Trained :class:`~scvae_ext.SCVAE`.
+        Trained :class:`~scvae_ext.SCVAE` or :class:`~scvae_ext.CiteVAE`.
     adata
         AnnData with the cells, matched by gene name; the model's own where ``None``.
     indices
@@ -223,8 +224,8 @@ def evidence(
     --------
     scvae_ext.pl.evidence : Draw the result.
     """
-    if not isinstance(model, SCVAE):
-        raise TypeError(f"evidence needs a model with a likelihood, which {type(model).__name__} has not: use SCVAE.")
+    if not isinstance(model, SCVAE | CiteVAE):
+        raise wrong_model(model, "evidence", "a likelihood")
     n_samples = whole_number("n_samples", n_samples, least=Evidence.trusted_from)
     n_steps = whole_number("n_optimisation_steps", n_optimisation_steps)
     seed = whole_number("seed", seed, least=0)

@@ -10,6 +10,7 @@ from anndata import AnnData
 from jaxtyping import Bool
 
 from scvae_ext.diagnostics._gradient_moments import moments_of_gradient, moments_of_group
+from scvae_ext.diagnostics._models import wrong_model
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.models import SCVAE
 from scvae_ext.models.base import BaseModel
@@ -251,9 +252,7 @@ def gradient_estimators(
     scvae_ext.pl.gradient_estimators : Draw the result.
     """
     if not isinstance(model, SCVAE):
-        raise TypeError(
-            f"gradient_estimators needs a model with a posterior, which {type(model).__name__} has not: use SCVAE."
-        )
+        raise wrong_model(model, "gradient_estimators", "a posterior")
     n_samples = whole_number("n_samples", n_samples, least=2)
     n_estimates = whole_number("n_estimates", n_estimates, least=10)
     n_reference = whole_number("n_reference", n_reference, least=10)

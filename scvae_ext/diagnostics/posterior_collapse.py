@@ -11,7 +11,8 @@ from anndata import AnnData
 from jaxtyping import Bool, Float, Int
 from scipy.special import logsumexp
 
-from scvae_ext.models import SCVAE
+from scvae_ext.diagnostics._models import wrong_model
+from scvae_ext.models import SCVAE, CiteVAE
 from scvae_ext.models.base import BaseModel
 from scvae_ext.models.options import positive_number, whole_number
 from scvae_ext.models.query import CellSelection
@@ -162,7 +163,7 @@ def posterior_collapse(
     Parameters
     ----------
     model
-        Trained :class:`~scvae_ext.SCVAE`.
+        Trained :class:`~scvae_ext.SCVAE` or :class:`~scvae_ext.CiteVAE`.
     adata
         AnnData with the cells, matched by gene name; the model's own where ``None``.
     indices
@@ -192,10 +193,8 @@ def posterior_collapse(
     --------
     scvae_ext.pl.posterior_collapse : Draw the result.
     """
-    if not isinstance(model, SCVAE):
-        raise TypeError(
-            f"posterior_collapse needs a model with a posterior, which {type(model).__name__} has not: use SCVAE."
-        )
+    if not isinstance(model, SCVAE | CiteVAE):
+        raise wrong_model(model, "posterior_collapse", "a posterior")
     n_samples = whole_number("n_samples", n_samples, least=2)
     threshold = positive_number("threshold", threshold)
     seed = whole_number("seed", seed, least=0)
@@ -207,12 +206,13 @@ def posterior_collapse(
     log_variance = np.log(variance)
     chosen, draws = _draw(mean, variance, n_samples, seed)
     terms = _pointwise_information(mean, variance, chosen, draws)
-    if model.module.prior is None:
+    module = model.module
+    if module.prior is None:
         kl = 0.5 * (np.square(mean) + np.expm1(log_variance) - log_variance).mean(0)
         rate, rate_error = float(kl.sum()), 0.0
     else:
         with torch.no_grad():
-            prior = _Mixture.of(model.module.prior, model.module.encoder)
+            prior = _Mixture.of(module.prior, module.encoder)
         kl = prior.marginal_divergences(mean, variance)
         negative_entropy = -0.5 * (math.log(2 * math.pi) + 1 + log_variance).sum(1)
         of_draws = negative_entropy[chosen] - prior.log_prob(draws)

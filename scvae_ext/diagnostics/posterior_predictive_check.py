@@ -9,6 +9,7 @@ from anndata import AnnData
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binom
 
+from scvae_ext.diagnostics._models import wrong_model
 from scvae_ext.diagnostics.replicated import STATISTICS, Replicated
 from scvae_ext.diagnostics.replicates import N_BINS, Latent, Replicates, draw_replicates
 from scvae_ext.models import SCVAE
@@ -311,10 +312,7 @@ def posterior_predictive_check(
     scvae_ext.pl.posterior_predictive_check : Draw the result.
     """
     if not isinstance(model, SCVAE):
-        raise TypeError(
-            f"posterior_predictive_check needs a model with a likelihood, which {type(model).__name__} has not: "
-            "use SCVAE."
-        )
+        raise wrong_model(model, "posterior_predictive_check", "a likelihood")
     if latent not in get_args(Latent):
         raise ValueError(f'latent={latent!r} is not known: use "posterior" or "prior".')
     n_samples = whole_number("n_samples", n_samples, least=40)

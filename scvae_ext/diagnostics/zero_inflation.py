@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from scvae_ext.diagnostics._gene_predictions import GenePredictions, leave_one_gene_out
+from scvae_ext.diagnostics._models import wrong_model
 from scvae_ext.diagnostics._zero_inflation_profile import PI_GRID, GeneProfiles, likelihood_ratio, profile_genes
 from scvae_ext.diagnostics._zero_inflation_refits import Refits, refit
 from scvae_ext.models import SCVAE
@@ -294,9 +295,7 @@ def zero_inflation(
 def _require_counts_model(model: BaseModel) -> SCVAE:
     """Raise where there is no negative binomial to ask."""
     if not isinstance(model, SCVAE):
-        raise TypeError(
-            f"zero_inflation needs a model with a likelihood, which {type(model).__name__} has not: use SCVAE."
-        )
+        raise wrong_model(model, "zero_inflation", "a likelihood")
     likelihood, dispersion = model._options["gene_likelihood"], model._options["dispersion"]
     if likelihood not in ("nb", "zinb"):
         raise ValueError(

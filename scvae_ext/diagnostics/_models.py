@@ -1,0 +1,26 @@
+"""Which models a question can be put to."""
+
+from scvae_ext.models import CiteVAE
+
+__all__ = ["wrong_model"]
+
+
+def wrong_model(model: object, question: str, needs: str) -> TypeError:
+    """Return the error for a model that a question cannot be put to.
+
+    Parameters
+    ----------
+    model
+        What the user passed.
+    question
+        Name of the function.
+    needs
+        What it needs: ``"a likelihood"`` or ``"a posterior"``.
+    """
+    name = type(model).__name__
+    if isinstance(model, CiteVAE):
+        return TypeError(
+            f"{question} asks about counts of genes alone, and {name} is a model of proteins as well: train an SCVAE "
+            "on the genes, and pass that."
+        )
+    return TypeError(f"{question} needs a model with {needs}, which {name} has not: use SCVAE.")
