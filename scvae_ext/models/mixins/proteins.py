@@ -43,6 +43,7 @@ class ProteinMixin(VAEModel):
         batch_size: int | None = None,
         *,
         include_background: bool = False,
+        given: Literal["state", "counts"] = "state",
         seed: int = 0,
         fill_missing_genes: bool = False,
         key_added: str | None = "scvae_protein",
@@ -68,6 +69,11 @@ class ProteinMixin(VAEModel):
             Samples of the posterior, and their seed.
         include_background
             Whether to return expected counts, :math:`\pi_p \beta_p + (1 - \pi_p) \alpha_p \beta_p`.
+        given
+            ``"state"`` for what cells in this latent state have, or ``"counts"`` for what this cell has, by its state
+            and its own count where that was measured: the foreground by its probability given the count, and the mean
+            of each component :math:`\mu` times :math:`(\theta + y) / (\theta + \mu)`, as for
+            :meth:`get_normalized_expression`.
         key_added
             Key of ``adata.obsm``, a data frame; ``None`` writes nothing.
 
@@ -81,7 +87,10 @@ class ProteinMixin(VAEModel):
         RuntimeError, ValueError
             As for :meth:`get_latent_representation`, and if a protein or a batch is unknown.
         """
-        arguments = {"include_background": true_or_false("include_background", include_background)}
+        arguments = {
+            "include_background": true_or_false("include_background", include_background),
+            "given_counts": _is_given_counts(given, transform_batch),
+        }
         return self._of_proteins(
             protein_inference.protein_expression,
             arguments,
@@ -140,16 +149,9 @@ class ProteinMixin(VAEModel):
         RuntimeError, ValueError
             As for :meth:`get_protein_expression`.
         """
-        if given not in ("state", "counts"):
-            raise ValueError(f'given={given!r} is not known: use "counts" or "state".')
-        if given == "counts" and transform_batch is not None:
-            raise ValueError(
-                f"transform_batch={transform_batch!r} asks for another batch than the one in which proteins were "
-                'counted: leave it out, or pass given="state".'
-            )
         return self._of_proteins(
             protein_inference.foreground_probability,
-            {"given_counts": given == "counts"},
+            {"given_counts": _is_given_counts(given, transform_batch)},
             (adata, indices, batch_size, fill_missing_genes),
             transform_batch,
             protein_list,
@@ -213,3 +215,15 @@ class ProteinMixin(VAEModel):
         record = {**arguments, **numbers, "transform_batch": [batch_names[batch] for batch in batches] or None}
         self._write(adata, "obsm", key, values, cells, write_subset, record, names)
         return pd.DataFrame(values, index=cells.source.obs_names[cells.positions], columns=names)
+
+
+def _is_given_counts(given: str, transform_batch: object) -> bool:
+    """Check what a figure is conditional on."""
+    if given not in ("state", "counts"):
+        raise ValueError(f'given={given!r} is not known: use "counts" or "state".')
+    if given == "counts" and transform_batch is not None:
+        raise ValueError(
+            f"transform_batch={transform_batch!r} asks for another batch than the one in which proteins were counted: "
+            'leave it out, or pass given="state".'
+        )
+    return given == "counts"

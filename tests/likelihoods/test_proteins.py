@@ -1,0 +1,45 @@
+import numpy as np
+import torch
+
+from scvae_ext.data import synthetic_counts
+from scvae_ext.likelihoods import ProteinLikelihood
+
+
+def test_it_starts_from_background_and_foreground_of_the_data():
+    adata = synthetic_counts(3000, 10, n_batches=2, n_proteins=8, seed=2)
+    likelihood = ProteinLikelihood(4, 8, 2)
+    batch = torch.from_numpy(adata.obs["batch"].cat.codes.to_numpy().astype(np.int64))
+    measured = torch.ones(2, 8, dtype=torch.bool)
+    measured[1, 0] = False
+    likelihood.initialise(torch.from_numpy(adata.obsm["protein"].to_numpy()), batch, measured)
+    px = likelihood(torch.zeros(2, 4), torch.arange(2))
+    background = adata.obsm["protein_background"].groupby(adata.obs["batch"], observed=True).mean().to_numpy()
+    seen = measured.numpy()
+    # Where foreground is only three times the background, cells of the one count as the other.
+    error = np.abs(np.log(px.first.mean.detach().numpy() / background))[seen]
+    assert error.mean() < 0.15
+    assert error.max() < np.log(1.6)
+    # Where a protein was not measured it starts as where it was.
+    torch.testing.assert_close(px.first.mean[1, 0], px.first.mean[0, 0])
+    share = 1 - adata.obsm["protein_foreground"].mean().to_numpy()
+    assert np.abs(px.first_probability[0].detach().numpy() - share).max() < 0.2
+    assert (px.second.mean > px.first.mean).all()
+
+
+def test_every_parameter_receives_a_gradient_and_foreground_is_more():
+    torch.manual_seed(0)
+    likelihood = ProteinLikelihood(5, 3, 2)
+    px = likelihood(torch.randn(4, 7, 5), torch.arange(7) % 2)
+    assert px.batch_shape == (4, 7, 3)
+    assert (px.second.mean > px.first.mean).all()
+    loss = px.log_prob(torch.poisson(torch.full((4, 7, 3), 6.0))).sum() + likelihood.log_prior()
+    loss.backward()
+    for name, parameter in likelihood.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0 or "dispersion" in name, name
+
+
+def test_means_stay_finite_far_from_the_data():
+    likelihood = ProteinLikelihood(2, 3, 1)
+    px = likelihood(torch.full((1, 2), 1e6), torch.zeros(1, dtype=torch.int64))
+    assert torch.isfinite(px.mean).all()
