@@ -76,7 +76,7 @@ def test_names_of_an_array_come_from_uns(adata):
     adata.uns["panel"] = np.array(["CD3", "CD4", "CD8", "CD19"])
     assert set_up(adata, protein_names_uns_key="panel").proteins.names == ("CD3", "CD4", "CD8", "CD19")
     adata.uns["panel"] = ["CD3"]
-    with pytest.raises(ValueError, match="holds 1 names, but adata.obsm\\['protein'\\] has 4 columns"):
+    with pytest.raises(ValueError, match=r"holds 1 names, but adata\.obsm\['protein'\] has 4 columns"):
         set_up(adata, protein_names_uns_key="panel")
     with pytest.raises(ValueError, match="Did you mean 'panel'"):
         set_up(adata, protein_names_uns_key="panels")

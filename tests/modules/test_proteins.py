@@ -105,5 +105,5 @@ def test_gradients_by_hand_leave_it_to_the_graph(vae):
 
 
 def test_a_minibatch_without_proteins_is_refused(vae):
-    with pytest.raises(ValueError, match="fill Minibatch.proteins"):
+    with pytest.raises(ValueError, match="has no counts of proteins"):
         vae.encode(make_minibatch(n_batches=2))
