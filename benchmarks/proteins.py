@@ -174,12 +174,14 @@ TASKS = {"joint": (joint, list(FITS)), "imputation": (imputation, ["scvae-ext", 
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Means over seeds, as Markdown."""
+    """Means over the seeds that all tools have finished, as Markdown."""
+    n_tools = rows.groupby("task")["tool"].transform("nunique")
+    rows = rows[rows.groupby(["task", "seed"])["tool"].transform("nunique") == n_tools]
     lines = ["| tool | seeds | evidence | ARI | NMI | ASW | s |", "|---|---:|---:|---:|---:|---:|---:|"]
     for tool, of_tool in rows[rows["task"] == "joint"].groupby("tool", sort=False):
         means = of_tool.mean(numeric_only=True)
         cells = [
-            f"{means.evidence:.1f}",
+            "-" if tool == "genes alone" else f"{means.evidence:.1f}",  # of genes it is another quantity
             *(f"{means[name]:.3f}" for name in ("ari", "nmi", "asw")),
             f"{means.seconds:.0f}",
         ]

@@ -65,14 +65,15 @@ def test_minibatch_is_frozen():
 @pytest.mark.parametrize("size_factor", [True, False])
 def test_to_moves_every_tensor(size_factor):
     # The meta device is another device that every machine has.
-    minibatch = make_minibatch(n_categories=(2,), n_continuous=1, size_factor=size_factor).to("meta")
+    minibatch = make_minibatch(n_categories=(2,), n_continuous=1, size_factor=size_factor)
+    minibatch = replace(minibatch, proteins=torch.ones(12, 3) if size_factor else None).to("meta")
     assert minibatch.n_cells == 12
     for field in fields(minibatch):
         value = getattr(minibatch, field.name)
         if field.name == "counts":
             assert {value.values.device.type, value.cell_index.device.type, value.gene_index.device.type} == {"meta"}
             assert (value.n_cells, value.n_genes) == (12, 7)
-        elif field.name == "size_factor" and not size_factor:
+        elif field.name in ("size_factor", "proteins") and not size_factor:
             assert value is None
         else:
             assert value.device.type == "meta"

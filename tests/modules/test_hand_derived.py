@@ -141,6 +141,7 @@ def test_gradients_of_the_minibatch_before_are_replaced():
         {"gene_likelihood": "zinb", "zero_inflation": "gene"},
         {"gene_likelihood": "zinb", "zero_inflation_prior": (1.0, 9.0)},
         {"dropout_rate": 1.0},
+        {"proteins_measured": ((True, True),) * 2},
     ],
     ids=lambda options: ", ".join(f"{name}={value}" for name, value in options.items()),
 )
@@ -167,6 +168,7 @@ def test_every_option_of_the_vae_has_been_thought_of():
         "zero_inflation_prior",
         "residual_rank",
         "decoder",
+        "proteins_measured",
     }
     assert set(inspect.signature(VAE).parameters) == sizes | derived | left_to_the_graph
 

@@ -18,7 +18,7 @@ N_CELLS = 90
 @pytest.fixture(scope="module")
 def rich():
     """Cells with every kind of column, one with a single count in the middle of the others."""
-    adata = synthetic_counts(N_CELLS, 25, n_batches=3, library_size=20, seed=1)
+    adata = synthetic_counts(N_CELLS, 25, n_batches=3, library_size=20, n_proteins=3, seed=1)
     counts = adata.X.tolil()
     counts[40] = 0
     counts[40, 7] = 3
@@ -34,6 +34,7 @@ def rich():
         size_factor_key="size",
         categorical_covariate_keys=["donor"],
         continuous_covariate_keys=["age"],
+        protein_expression_obsm_key="protein",
     )
     return align(adata, read_registry(adata))
 
