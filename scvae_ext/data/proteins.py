@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from scvae_ext.data.fields import shorten, unknown_key
 
-__all__ = ["ProteinPanel", "match_proteins", "register_proteins"]
+__all__ = ["ProteinPanel", "match_proteins", "read_proteins", "register_proteins"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def register_proteins(
     UserWarning
         If a protein was not measured in a batch.
     """
-    values, names = _read(adata, key, names_key)
+    values, names = read_proteins(adata, key, names_key)
     _require_counts(values, names, adata, key)
     empty = np.nansum(values, axis=0) == 0
     if empty.any():
@@ -125,7 +125,7 @@ def match_proteins(
     ValueError
         If a protein is missing, or values are not counts.
     """
-    values, here = _read(adata, panel.key, panel.names_key)
+    values, here = read_proteins(adata, panel.key, panel.names_key)
     position = pd.Index(here).get_indexer(pd.Index(panel.names))
     if (position < 0).any():
         lacking = np.array(panel.names)[position < 0]
@@ -143,9 +143,23 @@ def match_proteins(
     return values.astype(np.float32)
 
 
-def _read(
+def read_proteins(
     adata: AnnData, key: str, names_key: str | None
 ) -> tuple[Float[np.ndarray, "cells proteins"], tuple[str, ...]]:
+    """Read whatever lies under a key, without asking whether it is counts, and the names of its columns.
+
+    Parameters
+    ----------
+    adata
+        Where to read.
+    key, names_key
+        As for :func:`register_proteins`.
+
+    Raises
+    ------
+    ValueError
+        If the key or the names are missing, values are no numbers, or names occur more than once.
+    """
     if key not in adata.obsm:
         raise unknown_key(f"protein_expression_obsm_key: adata.obsm[{key!r}] was", key, adata.obsm)
     found: Any = adata.obsm[key]

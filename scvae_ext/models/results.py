@@ -14,6 +14,7 @@ from torch import nn
 
 from scvae_ext.data import Registry, make_actual, record_result
 from scvae_ext.data.fields import in_pandas
+from scvae_ext.data.proteins import read_proteins
 
 __all__ = ["fingerprint", "names_hash", "weights_hash", "write_gene_pairs", "write_gene_result", "write_result"]
 
@@ -135,9 +136,11 @@ def fingerprint(adata: AnnData, registry: Registry) -> tuple[object, ...]:
     keys += [covariate.key for covariate in registry.continuous_covariates]
     columns = in_pandas(adata.obs, [key for key in keys if key is not None and key in adata.obs.columns])
     content = b"".join(pd.util.hash_array(columns[key].astype(str).to_numpy()).tobytes() for key in columns)
-    if registry.proteins is not None and registry.proteins.key in adata.obsm:
+    panel = registry.proteins
+    if panel is not None and panel.key in adata.obsm:
         # An array that is changed in place has the same identity: there are few enough values to look at.
-        content += np.ascontiguousarray(adata.obsm[registry.proteins.key], dtype=np.float64).tobytes()
+        values, names = read_proteins(adata, panel.key, panel.names_key)
+        content += np.ascontiguousarray(values).tobytes() + repr(names).encode()
     # A backed matrix is opened anew at every access: its identity says nothing.
     matrix = None if adata.isbacked else id(adata.X if registry.layer is None else adata.layers.get(registry.layer))
     return (

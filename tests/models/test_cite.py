@@ -5,8 +5,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
+from stores import stored
 
 from scvae_ext import SCVAE, CiteVAE
 from scvae_ext.datasets import synthetic_counts
@@ -187,6 +189,28 @@ def test_cells_on_disk_give_the_same_as_in_memory(small, tmp_path):
     model = CiteVAE(backed, n_hidden=16, n_latent=3)
     model.train(max_steps=30, enable_progress_bar=False)
     assert model.get_elbo() == pytest.approx(expected.get_elbo(), abs=15)
+    written = model.get_normalized_expression(out=tmp_path / "expression.h5ad")
+    np.testing.assert_allclose(ad.read_h5ad(written).X.sum(1), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lazy h5ad", "lazy zarr"])
+def test_a_lazy_anndata_gives_the_same_as_in_memory(small, kind, tmp_path):
+    expected = trained(small)
+    proteins = expected.get_protein_expression(key_added=None)
+    latent = expected.get_latent_representation(key_added=None)
+    with stored(small, kind, tmp_path) as lazy:
+        pd.testing.assert_frame_equal(expected.get_protein_expression(lazy, key_added=None), proteins, rtol=1e-4)
+        found = expected.get_latent_representation(lazy, key_added=None)
+        np.testing.assert_allclose(found, latent, rtol=1e-4, atol=1e-5)
+        assert np.isfinite(trained(lazy).get_elbo())
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix, lambda frame: frame.astype("Int64")])
+def test_every_kind_of_matrix_gives_the_same_model(small, kind):
+    expected = trained(small.copy()).get_protein_expression(key_added=None)
+    small.obsm["protein"] = kind(small.obsm["protein"])
+    CiteVAE.setup_anndata(small, batch_key="batch", **{KEY: "protein"})
+    np.testing.assert_array_equal(trained(small).get_protein_expression(key_added=None), expected)
 
 
 def test_history_tells_proteins_from_genes_and_the_same_seed_the_same_weights(small):

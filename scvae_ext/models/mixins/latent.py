@@ -288,4 +288,6 @@ class LatentMixin(VAEModel):
 
     def _require_residual(self) -> None:
         if not self._residual_rank:
-            raise ValueError("The model has no residual factors: build it with residual_rank=1 or more, and train it.")
+            raise ValueError(
+                "The model has no residual factors: build an SCVAE with residual_rank=1 or more, and train it."
+            )
