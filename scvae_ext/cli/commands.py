@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--layer", help="layer that holds the counts (X by default)")
     data.add_argument("--batch-key", metavar="KEY", help="column of obs with the experimental batch")
     data.add_argument("--labels-key", metavar="KEY", help="column of obs with known groups of cells")
+    data.add_argument(
+        "--protein-key", metavar="KEY", help="key of obsm with raw counts of surface proteins, to model with the genes"
+    )
     data.add_argument("--size-factor-key", metavar="KEY", help="column of obs with size factors")
     data.add_argument("--categorical-covariate-keys", nargs="+", metavar="KEY", help="further columns of obs")
     data.add_argument("--continuous-covariate-keys", nargs="+", metavar="KEY", help="numeric columns of obs")

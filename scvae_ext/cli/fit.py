@@ -10,7 +10,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 
 from scvae_ext.cli.files import UserError, check_writable, replacing
 from scvae_ext.cli.quality import add_clusters, agreement, draw, held_out_elbo
-from scvae_ext.models import SCVAE
+from scvae_ext.models import SCVAE, CiteVAE
 from scvae_ext.train import TrainingDivergedError
 
 __all__ = ["fit"]
@@ -34,20 +34,14 @@ def fit(options: argparse.Namespace) -> None:
     if unknown := [key for key in colors if key not in adata.obs and key not in adata.var_names]:
         raise UserError(f"{unknown[0]!r} is neither a column of obs ({list(adata.obs)}) nor a gene; change --color.")
     with _one_line():
-        SCVAE.setup_anndata(
-            adata,
-            layer=options.layer,
-            batch_key=options.batch_key,
-            labels_key=options.labels_key,
-            size_factor_key=options.size_factor_key,
-            categorical_covariate_keys=options.categorical_covariate_keys,
-            continuous_covariate_keys=options.continuous_covariate_keys,
-        )
-        model = SCVAE(adata, n_latent=options.n_latent, gene_likelihood=options.gene_likelihood, seed=options.seed)
+        model = _model(adata, options)
         model.train(max_epochs=options.max_epochs, seed=options.seed)
     model.get_latent_representation()
     if options.normalized_expression:
         model.get_normalized_expression()
+    if isinstance(model, CiteVAE):
+        model.get_protein_expression()
+        model.get_protein_foreground_probability()
     print(held_out_elbo(model))
 
     if options.labels_key or options.figure:
@@ -58,6 +52,27 @@ def fit(options: argparse.Namespace) -> None:
         model.save(options.save_model, overwrite=options.overwrite)
     written = [str(path) for path in (options.out, options.figure, options.save_model) if path]
     print(f"wrote {' and '.join(written)}")
+
+
+def _model(adata: ad.AnnData, options: argparse.Namespace) -> SCVAE | CiteVAE:
+    """Set up the file, and build the model of its genes, or of genes and proteins."""
+    keys = {
+        name: getattr(options, name)
+        for name in (
+            "layer",
+            "batch_key",
+            "labels_key",
+            "size_factor_key",
+            "categorical_covariate_keys",
+            "continuous_covariate_keys",
+        )
+    }
+    chosen = {name: getattr(options, name) for name in ("n_latent", "gene_likelihood", "seed")}
+    if options.protein_key is None:
+        SCVAE.setup_anndata(adata, **keys)
+        return SCVAE(adata, **chosen)
+    CiteVAE.setup_anndata(adata, **keys, protein_expression_obsm_key=options.protein_key)
+    return CiteVAE(adata, **chosen)
 
 
 def _check_outputs(options: argparse.Namespace) -> list[str]:

@@ -10,13 +10,13 @@ import scanpy as sc
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from scvae_ext.cli.files import replacing
-from scvae_ext.models import SCVAE
+from scvae_ext.models import SCVAE, CiteVAE
 from scvae_ext.pl import embedding_comparison
 
 __all__ = ["add_clusters", "add_pca", "agreement", "draw", "held_out_elbo"]
 
 
-def held_out_elbo(model: SCVAE) -> str:
+def held_out_elbo(model: SCVAE | CiteVAE) -> str:
     """Return a line that tells the ELBO of the cells that the model was not trained on.
 
     Parameters

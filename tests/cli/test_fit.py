@@ -2,6 +2,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
+from scvae_ext import CiteVAE
 from scvae_ext.cli import main
 from scvae_ext.datasets import synthetic_counts
 
@@ -40,6 +41,20 @@ def test_writes_the_results_of_the_data_named(counts, tmp_path, capsys):
     assert (after.X != before.X).nnz == 0
     assert after.obs_names.equals(before.obs_names)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "out.h5ad"]
+
+
+def test_proteins_are_modelled_where_they_are_named(tmp_path, capsys):
+    adata = synthetic_counts(n_cells=150, n_genes=40, n_proteins=3)
+    adata.write_h5ad(tmp_path / "counts.h5ad")
+    words = [tmp_path / "counts.h5ad", "--protein-key", "protein", "--max-epochs", 2, "--out", tmp_path / "out.h5ad"]
+    words += ["--save-model", tmp_path / "model"]
+    assert main(["fit", *map(str, words)]) == 0
+    after = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert list(after.obsm["scvae_protein"]) == ["protein_0", "protein_1", "protein_2"]
+    assert after.obsm["scvae_protein_foreground"].to_numpy().max() <= 1
+    assert CiteVAE.load(tmp_path / "model", after).protein_names == list(after.obsm["scvae_protein"])
+    message = _error(capsys, tmp_path / "counts.h5ad", "--protein-key", "proteins", "--out", tmp_path / "other.h5ad")
+    assert "Did you mean 'protein'" in message
 
 
 def test_the_seed_decides_everything(counts, tmp_path):
