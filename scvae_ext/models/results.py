@@ -135,12 +135,15 @@ def fingerprint(adata: AnnData, registry: Registry) -> tuple[object, ...]:
     keys += [covariate.key for covariate in registry.categorical_covariates]
     keys += [covariate.key for covariate in registry.continuous_covariates]
     columns = in_pandas(adata.obs, [key for key in keys if key is not None and key in adata.obs.columns])
-    content = b"".join(pd.util.hash_array(columns[key].astype(str).to_numpy()).tobytes() for key in columns)
+    content = hashlib.sha256(
+        b"".join(pd.util.hash_array(columns[key].astype(str).to_numpy()).tobytes() for key in columns)
+    )
     panel = registry.proteins
     if panel is not None and panel.key in adata.obsm:
         # An array that is changed in place has the same identity: there are few enough values to look at.
         values, names = read_proteins(adata, panel.key, panel.names_key)
-        content += np.ascontiguousarray(values).tobytes() + repr(names).encode()
+        content.update(values.astype(np.float32).tobytes())
+        content.update(repr(names).encode())
     # A backed matrix is opened anew at every access: its identity says nothing.
     matrix = None if adata.isbacked else id(adata.X if registry.layer is None else adata.layers.get(registry.layer))
     return (
@@ -148,7 +151,7 @@ def fingerprint(adata: AnnData, registry: Registry) -> tuple[object, ...]:
         matrix,
         names_hash(adata.obs_names),
         names_hash(adata.var_names),
-        hashlib.sha256(content).hexdigest(),
+        content.hexdigest(),
     )
 
 

@@ -26,6 +26,19 @@ def test_it_starts_from_background_and_foreground_of_the_data():
     assert (px.second.mean > px.first.mean).all()
 
 
+def test_it_starts_from_more_values_than_torch_takes_quantiles_of():
+    torch.manual_seed(0)
+    n_cells, n_proteins = 90_000, 190
+    is_there = torch.rand(n_cells, n_proteins) < 0.3
+    proteins = torch.poisson(torch.where(is_there, 200.0, 5.0))
+    likelihood = ProteinLikelihood(4, n_proteins, 1)
+    measured = torch.ones(1, n_proteins, dtype=torch.bool)
+    likelihood.initialise(proteins, torch.zeros(n_cells, dtype=torch.int64), measured)
+    px = likelihood(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
+    torch.testing.assert_close(px.first.mean, torch.full((1, n_proteins), 5.0), rtol=0.02, atol=0)
+    torch.testing.assert_close(px.first_probability, torch.full((1, n_proteins), 0.7), rtol=0.02, atol=0)
+
+
 def test_every_parameter_receives_a_gradient_and_foreground_is_more():
     torch.manual_seed(0)
     likelihood = ProteinLikelihood(5, 3, 2)
