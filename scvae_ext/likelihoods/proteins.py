@@ -114,7 +114,7 @@ class ProteinLikelihood(nn.Module):
 def _two_groups(proteins: CellsByProteins, seen: Bool[Tensor, "cells proteins"]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the centres of two groups of the log counts of each protein, and the share of the lower one."""
     logs = torch.where(seen, proteins.log1p(), torch.nan)
-    # A protein at a time: torch takes quantiles of at most 16 million values.
+    # A protein at a time, so that no sorted copy of all counts is needed.
     low, high = (
         torch.stack([column.nanquantile(level) for column in logs.T]).nan_to_num(nan=0.0) for level in (0.1, 0.95)
     )

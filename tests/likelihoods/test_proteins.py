@@ -26,7 +26,7 @@ def test_it_starts_from_background_and_foreground_of_the_data():
     assert (px.second.mean > px.first.mean).all()
 
 
-def test_it_starts_from_more_values_than_torch_takes_quantiles_of():
+def test_many_cells_and_proteins_start_from_what_they_were_drawn_from():
     torch.manual_seed(0)
     n_cells, n_proteins = 90_000, 190
     is_there = torch.rand(n_cells, n_proteins) < 0.3
