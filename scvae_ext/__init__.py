@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scvae_ext import datasets, diagnostics, distributions, pl
-    from scvae_ext.models import SCVAE, Autoencoder, CiteVAE
+    from scvae_ext.models import SCVAE, Autoencoder, CiteVAE, SemiSupervisedVAE
 
 __version__ = "0.1.0"
-__all__ = ["SCVAE", "Autoencoder", "CiteVAE", "__version__", "datasets", "diagnostics", "distributions", "pl"]
+__all__ = [
+    "SCVAE",
+    "Autoencoder",
+    "CiteVAE",
+    "SemiSupervisedVAE",
+    "__version__",
+    "datasets",
+    "diagnostics",
+    "distributions",
+    "pl",
+]
 
-_MODELS = frozenset({"SCVAE", "Autoencoder", "CiteVAE"})
+_MODELS = frozenset({"SCVAE", "Autoencoder", "CiteVAE", "SemiSupervisedVAE"})
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from anndata import AnnData
 from jaxtyping import Int
 
 from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata, shorten
+from scvae_ext.data.labels import match_labels
 from scvae_ext.data.loading import CellSource
 from scvae_ext.data.opening import open_counts
 from scvae_ext.data.proteins import match_proteins
@@ -60,7 +61,9 @@ def align(adata: AnnData, registry: Registry, *, fill_missing_genes: bool = Fals
     batch = label = np.zeros(n_cells, dtype=np.int64)
     if registry.batch_key is not None:
         batch = CategoricalObs(registry.batch_key, "batch_key").codes(adata, registry.batch_categories)
-    if registry.labels_key is not None:
+    if registry.labels_key is not None and registry.unlabeled_category is not None:
+        label = match_labels(adata, registry.labels_key, registry.label_categories)
+    elif registry.labels_key is not None:
         label = CategoricalObs(registry.labels_key, "labels_key").codes(adata, registry.label_categories)
     size_factor = None
     if registry.size_factor_key is not None:

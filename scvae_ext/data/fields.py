@@ -197,10 +197,13 @@ class CategoricalObs:
         Column of ``adata.obs``.
     argument
         The argument of ``setup_anndata`` that named it, for messages.
+    missing
+        Category of cells without a value; ``None`` if there may be none.
     """
 
     key: str
     argument: str
+    missing: str | None = None
 
     def read(self, adata: AnnData) -> tuple[Int[np.ndarray, "cells"], tuple[str, ...]]:
         """Return the position of each cell's category, and the names of the categories that occur.
@@ -219,7 +222,12 @@ class CategoricalObs:
         """
         column = _obs_column(adata, self.key, self.argument)
         missing = column.isna().to_numpy()
-        if missing.any():
+        if missing.any() and self.missing is not None:
+            column = column.astype("category")
+            if self.missing not in column.cat.categories:
+                column = column.cat.add_categories([self.missing])
+            column = column.fillna(self.missing)
+        elif missing.any():
             raise ValueError(
                 f"{self.argument}: adata.obs[{self.key!r}] has no value for {missing.sum()} of {adata.n_obs} cells, "
                 f"the first of them {adata.obs_names[missing][0]!r}. Give them a category of their own, or leave "

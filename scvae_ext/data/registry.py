@@ -70,6 +70,8 @@ class Registry:
         The first entry of the matrix that is not a whole number, ``None`` if all are counts.
     proteins
         Proteins that were counted beside the genes, ``None`` if not registered.
+    unlabeled_category
+        The last of ``label_categories`` where it means that the label is not known, ``None`` if all are known.
     """
 
     layer: str | None
@@ -83,6 +85,7 @@ class Registry:
     continuous_covariates: tuple[ContinuousCovariate, ...] = ()
     first_fraction: Entry | None = None
     proteins: ProteinPanel | None = None
+    unlabeled_category: str | None = None
 
     @property
     def n_genes(self) -> int:
@@ -133,8 +136,9 @@ class Registry:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, ready for JSON."""
         fields = {"format": FORMAT, **asdict(self)}
-        if self.proteins is None:  # as it was written, and fingerprinted, before there were any
-            del fields["proteins"]
+        for name in ("proteins", "unlabeled_category"):
+            if fields[name] is None:  # as it was written, and fingerprinted, before there were any
+                del fields[name]
         return fields
 
     def to_json(self) -> str:

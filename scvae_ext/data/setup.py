@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata, shorten
+from scvae_ext.data.labels import register_labels
 from scvae_ext.data.opening import open_counts
 from scvae_ext.data.proteins import register_proteins
 from scvae_ext.data.provenance import make_actual, write_registry
@@ -29,6 +30,7 @@ def setup_anndata(
     continuous_covariate_keys: Sequence[str] | None = None,
     protein_expression_obsm_key: str | None = None,
     protein_names_uns_key: str | None = None,
+    unlabeled_category: str | None = None,
 ) -> None:
     """Register where an AnnData holds the counts and what is known about the cells.
 
@@ -56,6 +58,8 @@ def setup_anndata(
         :func:`~scvae_ext.data.proteins.register_proteins`.
     protein_names_uns_key
         Key of ``adata.uns`` with the names of the proteins, where they are not columns of a data frame.
+    unlabeled_category
+        Category of ``labels_key`` of cells whose label is not known; ``None`` if all are known.
 
     Raises
     ------
@@ -74,7 +78,11 @@ def setup_anndata(
     continuous_keys = _as_list(continuous_covariate_keys, "continuous_covariate_keys")
     _require_distinct([batch_key, labels_key, size_factor_key, *categorical_keys, *continuous_keys])
     batches = () if batch_key is None else _batches(adata, batch_key)
-    labels = () if labels_key is None else CategoricalObs(labels_key, "labels_key").register(adata)[1]
+    labels: tuple[str, ...] = ()
+    if labels_key is not None and unlabeled_category is not None:
+        labels = register_labels(adata, labels_key, unlabeled_category)
+    elif labels_key is not None:
+        labels = CategoricalObs(labels_key, "labels_key").register(adata)[1]
     if size_factor_key is not None:
         NumericalObs(size_factor_key, "size_factor_key", positive=True).read(adata)
     categorical = tuple(_categorical_covariate(adata, key) for key in categorical_keys)
@@ -109,6 +117,7 @@ def setup_anndata(
             continuous_covariates=continuous,
             first_fraction=facts.first_fraction,
             proteins=proteins,
+            unlabeled_category=unlabeled_category,
         ),
     )
 

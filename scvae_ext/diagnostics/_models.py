@@ -1,8 +1,15 @@
 """Which models a question can be put to."""
 
-from scvae_ext.models import CiteVAE
+from typing import TypeAlias
 
-__all__ = ["wrong_model"]
+from scvae_ext.models import SCVAE, CiteVAE, SemiSupervisedVAE
+
+__all__ = ["AnyVAE", "GeneVAE", "wrong_model"]
+
+GeneVAE: TypeAlias = SCVAE | SemiSupervisedVAE
+"""Models of counts of genes."""
+AnyVAE: TypeAlias = GeneVAE | CiteVAE
+"""Models with a posterior and a likelihood, whatever is counted."""
 
 
 def wrong_model(model: object, question: str, needs: str) -> TypeError:
@@ -22,5 +29,10 @@ def wrong_model(model: object, question: str, needs: str) -> TypeError:
         return TypeError(
             f"{question} asks about counts of genes alone, and {name} is a model of proteins as well: train an SCVAE "
             "on the genes, and pass that."
+        )
+    if isinstance(model, SemiSupervisedVAE):
+        return TypeError(
+            f"{question} asks about a model that was trained on counts alone, and {name} was on labels as well: train "
+            "an SCVAE, and pass that."
         )
     return TypeError(f"{question} needs a model with {needs}, which {name} has not: use SCVAE.")

@@ -3,10 +3,10 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+from scvae_ext.diagnostics._models import GeneVAE
 from scvae_ext.diagnostics._posterior_states import draw_states
 from scvae_ext.diagnostics._quantile_residuals import quantile_residuals
 from scvae_ext.diagnostics.posterior_predictive_check import _most_counts
-from scvae_ext.models import SCVAE
 from scvae_ext.models.cells import Cells
 
 __all__ = ["LEAST_CELLS", "LEAST_GENES", "residual_correlation", "testable_genes"]
@@ -52,7 +52,7 @@ def testable_genes(cells: Cells, n_genes: int) -> Int[np.ndarray, "chosen"]:
 
 
 def residual_correlation(
-    model: SCVAE, cells: Cells, chosen: Int[np.ndarray, "genes"], n_samples: int, n_steps: int, seed: int
+    model: GeneVAE, cells: Cells, chosen: Int[np.ndarray, "genes"], n_samples: int, n_steps: int, seed: int
 ) -> tuple[Float[np.ndarray, "genes genes"], Float[np.ndarray, "cells"]]:
     """Return the correlations of residuals, and the effective sample size of each cell's state.
 

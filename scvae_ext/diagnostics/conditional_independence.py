@@ -18,9 +18,8 @@ from scvae_ext.diagnostics._dependence import (
     modules_of,
     null_of_mean_square,
 )
-from scvae_ext.diagnostics._models import wrong_model
+from scvae_ext.diagnostics._models import GeneVAE, wrong_model
 from scvae_ext.diagnostics._residual_correlation import LEAST_CELLS, LEAST_GENES, residual_correlation, testable_genes
-from scvae_ext.models import SCVAE
 from scvae_ext.models.base import BaseModel
 from scvae_ext.models.options import whole_number
 from scvae_ext.models.query import CellSelection
@@ -265,7 +264,7 @@ def conditional_independence(
     Parameters
     ----------
     model
-        Trained :class:`~scvae_ext.SCVAE`.
+        Trained :class:`~scvae_ext.SCVAE` or :class:`~scvae_ext.SemiSupervisedVAE`.
     adata
         AnnData with the cells, matched by gene name; the model's own where ``None``.
     indices
@@ -311,7 +310,7 @@ def conditional_independence(
     scvae_ext.pl.conditional_independence : Draw the result.
     compare_latent_dimensions : How the excess shrinks as the latent space grows.
     """
-    if not isinstance(model, SCVAE):
+    if not isinstance(model, GeneVAE):
         raise wrong_model(model, "conditional_independence", "a likelihood")
     n_genes = whole_number("n_genes", n_genes, least=LEAST_GENES)
     if isinstance(level, bool) or not 0 < level < 1:

@@ -15,9 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
-from scvae_ext.diagnostics._models import wrong_model
+from scvae_ext.diagnostics._models import AnyVAE, wrong_model
 from scvae_ext.minibatch import Minibatch
-from scvae_ext.models import SCVAE, CiteVAE
 from scvae_ext.models.base import BaseModel
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.options import whole_number
@@ -182,7 +181,7 @@ def evidence(
     Parameters
     ----------
     model
-        Trained :class:`~scvae_ext.SCVAE` or :class:`~scvae_ext.CiteVAE`.
+        Trained :class:`~scvae_ext.SCVAE`, :class:`~scvae_ext.CiteVAE` or :class:`~scvae_ext.SemiSupervisedVAE`.
     adata
         AnnData with the cells, matched by gene name; the model's own where ``None``.
     indices
@@ -224,7 +223,7 @@ def evidence(
     --------
     scvae_ext.pl.evidence : Draw the result.
     """
-    if not isinstance(model, SCVAE | CiteVAE):
+    if not isinstance(model, AnyVAE):
         raise wrong_model(model, "evidence", "a likelihood")
     n_samples = whole_number("n_samples", n_samples, least=Evidence.trusted_from)
     n_steps = whole_number("n_optimisation_steps", n_optimisation_steps)

@@ -11,8 +11,7 @@ from anndata import AnnData
 from jaxtyping import Bool, Float, Int
 from scipy.special import logsumexp
 
-from scvae_ext.diagnostics._models import wrong_model
-from scvae_ext.models import SCVAE, CiteVAE
+from scvae_ext.diagnostics._models import AnyVAE, wrong_model
 from scvae_ext.models.base import BaseModel
 from scvae_ext.models.options import positive_number, whole_number
 from scvae_ext.models.query import CellSelection
@@ -163,7 +162,7 @@ def posterior_collapse(
     Parameters
     ----------
     model
-        Trained :class:`~scvae_ext.SCVAE` or :class:`~scvae_ext.CiteVAE`.
+        Trained :class:`~scvae_ext.SCVAE`, :class:`~scvae_ext.CiteVAE` or :class:`~scvae_ext.SemiSupervisedVAE`.
     adata
         AnnData with the cells, matched by gene name; the model's own where ``None``.
     indices
@@ -193,7 +192,7 @@ def posterior_collapse(
     --------
     scvae_ext.pl.posterior_collapse : Draw the result.
     """
-    if not isinstance(model, SCVAE | CiteVAE):
+    if not isinstance(model, AnyVAE):
         raise wrong_model(model, "posterior_collapse", "a posterior")
     n_samples = whole_number("n_samples", n_samples, least=2)
     threshold = positive_number("threshold", threshold)

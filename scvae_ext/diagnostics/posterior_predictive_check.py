@@ -9,10 +9,9 @@ from anndata import AnnData
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binom
 
-from scvae_ext.diagnostics._models import wrong_model
+from scvae_ext.diagnostics._models import GeneVAE, wrong_model
 from scvae_ext.diagnostics.replicated import STATISTICS, Replicated
 from scvae_ext.diagnostics.replicates import N_BINS, Latent, Replicates, draw_replicates
-from scvae_ext.models import SCVAE
 from scvae_ext.models.base import BaseModel
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.options import whole_number
@@ -276,7 +275,8 @@ def posterior_predictive_check(
     Parameters
     ----------
     model
-        Trained :class:`~scvae_ext.SCVAE`. For ``gene_likelihood="normal"`` replicated values are rounded to counts.
+        Trained :class:`~scvae_ext.SCVAE` or :class:`~scvae_ext.SemiSupervisedVAE`. For ``gene_likelihood="normal"``
+        replicated values are rounded to counts.
     adata
         AnnData with the cells, matched by gene name; the model's own where ``None``.
     indices
@@ -311,7 +311,7 @@ def posterior_predictive_check(
     --------
     scvae_ext.pl.posterior_predictive_check : Draw the result.
     """
-    if not isinstance(model, SCVAE):
+    if not isinstance(model, GeneVAE):
         raise wrong_model(model, "posterior_predictive_check", "a likelihood")
     if latent not in get_args(Latent):
         raise ValueError(f'latent={latent!r} is not known: use "posterior" or "prior".')
@@ -343,7 +343,9 @@ def _most_counts(cells: Cells, n_genes: int) -> Int[np.ndarray, "chosen"]:
     return np.sort(np.argsort(-total, kind="stable")[:n_genes])
 
 
-def _result(model: SCVAE, cells: Cells, found: Replicates, latent: Latent, n_samples: int) -> PosteriorPredictiveCheck:
+def _result(
+    model: GeneVAE, cells: Cells, found: Replicates, latent: Latent, n_samples: int
+) -> PosteriorPredictiveCheck:
     return PosteriorPredictiveCheck(
         obs_names=cells.source.obs_names[cells.positions],
         var_names=pd.Index(model.registry.var_names),

@@ -3,5 +3,6 @@
 from scvae_ext.models.autoencoder import Autoencoder
 from scvae_ext.models.cite import CiteVAE
 from scvae_ext.models.scvae import SCVAE
+from scvae_ext.models.semi_supervised import SemiSupervisedVAE
 
-__all__ = ["SCVAE", "Autoencoder", "CiteVAE"]
+__all__ = ["SCVAE", "Autoencoder", "CiteVAE", "SemiSupervisedVAE"]

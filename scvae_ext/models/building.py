@@ -14,7 +14,14 @@ __all__ = ["Normalised", "build_vae"]
 Normalised = Literal["encoder", "decoder", "none", "both"]
 
 
-def build_vae(registry: Registry, options: Mapping[str, Any], n_factors: int = 0) -> VAE:
+def build_vae(
+    registry: Registry,
+    options: Mapping[str, Any],
+    n_factors: int = 0,
+    *,
+    n_known_labels: int | None = None,
+    n_components_per_label: int = 1,
+) -> VAE:
     """Build the module for data of a registry.
 
     Parameters
@@ -25,6 +32,10 @@ def build_vae(registry: Registry, options: Mapping[str, Any], n_factors: int = 0
         Options of the model.
     n_factors
         Number of residual factors: none before training, later those that were kept.
+    n_known_labels
+        Number of labels that the prior knows; ``None`` for none.
+    n_components_per_label
+        Number of Gaussians of each.
 
     Raises
     ------
@@ -42,8 +53,9 @@ def build_vae(registry: Registry, options: Mapping[str, Any], n_factors: int = 0
         use_size_factor=registry.size_factor_key is not None,
         encoder_normalisation=_normalisation(options, "encoder"),
         decoder_normalisation=_normalisation(options, "decoder"),
-        **_prior_components(options),
+        **(_prior_components(options) if n_known_labels is None else {"n_prior_components": n_components_per_label}),
         residual_rank=n_factors,
+        n_known_labels=n_known_labels,
         proteins_measured=None if registry.proteins is None else registry.proteins.measured,
         **{name: value for name, value in options.items() if name not in own},
     )

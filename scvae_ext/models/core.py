@@ -203,6 +203,7 @@ class ModelCore(ABC):
         write_subset: bool,
         arguments: Mapping[str, Any],
         columns: Sequence[str] | None = None,
+        categories: Sequence[str] | None = None,
     ) -> None:
         """Write a result for all cells; for a subset only where the user asked for that."""
         is_subset = not np.array_equal(cells.positions, np.arange(cells.source.n_cells))
@@ -211,7 +212,7 @@ class ModelCore(ABC):
         if not isinstance(key, str) or not key:
             raise ValueError(f"key_added={key!r} must be a name, or None to write nothing.")
         record = {**arguments, "n_cells": len(cells), "all_cells": not is_subset}
-        write_result(adata, slot, key, values, cells.positions, self._provenance(record), columns)
+        write_result(adata, slot, key, values, cells.positions, self._provenance(record), columns, categories)
 
     def _write_out(
         self,

@@ -23,10 +23,11 @@ def write_result(
     adata: AnnData,
     slot: Literal["obsm", "layers", "obs"],
     key: str,
-    values: Float[np.ndarray, "chosen ..."] | DaskArray,
+    values: Float[np.ndarray, "chosen ..."] | Int[np.ndarray, "chosen"] | DaskArray,
     positions: Int[np.ndarray, "chosen"],
     provenance: Mapping[str, Any],
     columns: Sequence[str] | None = None,
+    categories: Sequence[str] | None = None,
 ) -> None:
     """Write one value, row or matrix for each cell; cells that were not asked for get NaN.
 
@@ -44,6 +45,8 @@ def write_result(
         What to record beside the time.
     columns
         Names of the columns, to write a data frame.
+    categories
+        Names of the categories that the values are positions of, to write a categorical.
 
     Raises
     ------
@@ -53,13 +56,16 @@ def write_result(
     if not np.array_equal(positions, np.arange(adata.n_obs)):
         if len(np.unique(positions)) < len(positions):
             raise ValueError("Some cells were asked for more than once: pass key_added=None to write nothing.")
-        full = np.full((adata.n_obs, *values.shape[1:]), np.nan, dtype=values.dtype)
+        nothing = np.nan if categories is None else -1
+        full = np.full((adata.n_obs, *values.shape[1:]), nothing, dtype=values.dtype)
         full[positions] = values
         values = full
     make_actual(adata)
-    content = (
-        values if columns is None else pd.DataFrame(np.asarray(values), index=adata.obs_names, columns=list(columns))
-    )
+    content: Any = values
+    if columns is not None:
+        content = pd.DataFrame(np.asarray(values), index=adata.obs_names, columns=list(columns))
+    elif categories is not None:
+        content = pd.Categorical.from_codes(values, categories=pd.Index(categories))
     getattr(adata, slot)[key] = content
     record_result(adata, f'{slot}["{key}"]', {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
 

@@ -216,6 +216,7 @@ class TrainingMixin(ModelCore):
                 cells = Cells(source, validation, self.device)
                 self._train_further(run, replace(plan, kl_warmup=kl_warmup), cells, history)
         finally:
+            self._end_training(source, train)
             source.keep(np.arange(0))
             self._history_rows = history.rows
 
@@ -227,6 +228,9 @@ class TrainingMixin(ModelCore):
         history: "History",
     ) -> None:
         """Do what follows a training that was not interrupted."""
+
+    def _end_training(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:
+        """Do what has to be done however training ended."""
 
     @abstractmethod
     def _trainable(self, plan: TrainingPlan) -> Trainable:

@@ -11,7 +11,7 @@ from torch.distributions import Normal
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.modules.dependence import batch_dependence
 from scvae_ext.modules.elbo import divergences, elbo, kl_of_dimensions, log_likelihood, log_ratio
-from scvae_ext.modules.objectives import BatchPenalised, FreeBitsElbo, ImportanceWeighted
+from scvae_ext.modules.objectives import BatchPenalised, FreeBitsElbo, ImportanceWeighted, LabelWeighted
 from scvae_ext.modules.outputs import Elbo, Objective, Posterior, VAEOutput
 from scvae_ext.modules.trainable import Trainable
 from scvae_ext.modules.vae import VAE
@@ -28,7 +28,7 @@ Bound = Literal["elbo", "iwae"]
 
 
 class SampledElbo(Trainable):
-    """A VAE to be trained on its ELBO at the mean of several samples, with free bits, or with a penalty on batches.
+    """A VAE to be trained on its ELBO at the mean of several samples, with free bits, a penalty or weights of labels.
 
     Parameters
     ----------
@@ -40,12 +40,16 @@ class SampledElbo(Trainable):
         Nats of divergence that each latent dimension has for free.
     batch_penalty
         Nats per cell that full dependence of the latent on the batch costs.
+    label_weight
+        How often a label counts.
     """
 
     monitor = "elbo"
     monitor_mode = "max"
 
-    def __init__(self, vae: VAE, n_samples: int, free_bits: float, batch_penalty: float = 0.0) -> None:
+    def __init__(
+        self, vae: VAE, n_samples: int, free_bits: float, batch_penalty: float = 0.0, label_weight: float = 1.0
+    ) -> None:
         super().__init__()
         if free_bits and vae.prior is not None:
             raise ValueError(
@@ -56,9 +60,13 @@ class SampledElbo(Trainable):
         self.n_samples = n_samples
         self.free_bits = free_bits
         self.batch_penalty = batch_penalty
+        self.label_weight = label_weight
         if batch_penalty:
             # The ELBO would take the weights that have been penalised least for the best.
             self.monitor = "penalised_elbo"
+        self._bound_monitor = self.monitor
+        if label_weight != 1:
+            self.monitor = "label_weighted_elbo"
 
     def log_prior(self) -> Float[Tensor, ""] | None:
         """Return the log density of the priors on the parameters of the VAE."""
@@ -82,6 +90,9 @@ class SampledElbo(Trainable):
             # Of the mean, which is what is handed out: noise of the posterior could hide the batch from samples.
             dependence = batch_dependence(vae.to_latent(output.posterior.qz.loc), minibatch.batch)
             objective = BatchPenalised(objective, dependence, self.batch_penalty)
+        if self.label_weight != 1:
+            of_labels = bound.reconstruction_others["labels"]
+            objective = LabelWeighted(objective, of_labels, self.label_weight, self._bound_monitor)
         return objective
 
 
@@ -126,9 +137,8 @@ class ImportanceWeightedBound(Trainable):
             q_library = held.posterior.log_library
             log_ratio_library = library_prior.log_prob(held.log_library) - q_library.log_prob(held.log_library)
         with torch.no_grad():
-            of_proteins = output.log_prob_proteins
             bound = _mean_of_samples(
-                Elbo(reconstruction.detach(), *divergences(output, library_prior, pz), of_proteins)
+                Elbo(reconstruction.detach(), *divergences(output, library_prior, pz), output.log_prob_others)
             )
         return ImportanceWeighted(
             reconstruction, log_ratio(held, pz), log_ratio_library, output.latent, output.log_library, bound
@@ -136,7 +146,12 @@ class ImportanceWeightedBound(Trainable):
 
 
 def trainable_bound(
-    vae: VAE, objective: Bound, n_samples: int, free_bits: float, batch_penalty: float = 0.0
+    vae: VAE,
+    objective: Bound,
+    n_samples: int,
+    free_bits: float,
+    batch_penalty: float = 0.0,
+    label_weight: float = 1.0,
 ) -> Trainable:
     """Return what to train so that a VAE reaches its best by the given bound.
 
@@ -152,6 +167,8 @@ def trainable_bound(
         Nats of divergence that each latent dimension has for free.
     batch_penalty
         Nats per cell that full dependence of the latent on the batch costs.
+    label_weight
+        How often a label counts in the ELBO.
 
     Raises
     ------
@@ -160,9 +177,9 @@ def trainable_bound(
     """
     if objective == "iwae":
         return ImportanceWeightedBound(vae, n_samples)
-    if n_samples == 1 and not free_bits and not batch_penalty:
+    if n_samples == 1 and not free_bits and not batch_penalty and label_weight == 1:
         return vae
-    return SampledElbo(vae, n_samples, free_bits, batch_penalty)
+    return SampledElbo(vae, n_samples, free_bits, batch_penalty, label_weight)
 
 
 def held_fixed(output: VAEOutput) -> VAEOutput:
@@ -184,6 +201,5 @@ def _fixed(normal: Normal) -> Normal:
 
 def _mean_of_samples(bound: Elbo) -> Elbo:
     kl = bound.kl.mean(0) if bound.kl.dim() > 1 else bound.kl
-    of_proteins = bound.reconstruction_proteins
-    of_proteins = None if of_proteins is None else of_proteins.mean(0)
-    return Elbo(bound.reconstruction.mean(0), kl, bound.kl_library, of_proteins)
+    others = {name: values.mean(0) for name, values in bound.reconstruction_others.items()}
+    return Elbo(bound.reconstruction.mean(0), kl, bound.kl_library, others)

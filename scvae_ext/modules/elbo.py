@@ -44,21 +44,23 @@ def elbo(
         Prior of the latent, where it is not standard normal.
     """
     kl, kl_library = divergences(output, library_prior, pz)
-    return Elbo(log_likelihood(output, likelihood, minibatch), kl, kl_library, output.log_prob_proteins)
+    return Elbo(log_likelihood(output, likelihood, minibatch), kl, kl_library, output.log_prob_others)
 
 
 def log_likelihood(
     output: VAEOutput, likelihood: Likelihood[Any], minibatch: Minibatch
 ) -> Float[Tensor, "*samples cells"]:
-    """Return the log-probability of all that was counted of each cell, at the sample, in nats.
+    """Return the log-probability of all that was observed of each cell, at the sample, in nats.
 
     Parameters
     ----------
     output, likelihood, minibatch
         As for :func:`elbo`.
     """
-    of_genes = likelihood.reconstruction(output.px, minibatch)
-    return of_genes if output.log_prob_proteins is None else of_genes + output.log_prob_proteins
+    total: Tensor = likelihood.reconstruction(output.px, minibatch)
+    for of_others in output.log_prob_others.values():
+        total = total + of_others
+    return total
 
 
 def divergences(

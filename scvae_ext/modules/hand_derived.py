@@ -62,7 +62,7 @@ class HandDerivedElbo:
             The module.
         """
         vae, batch_penalty = module, 0.0
-        if type(module) is SampledElbo and module.n_samples == 1 and not module.free_bits and _is_as_written(module):
+        if type(module) is SampledElbo and _is_plain_but_for_the_penalty(module):
             vae, batch_penalty = module.vae, module.batch_penalty
         if type(vae) is not VAE or not _is_as_written(vae):
             return None
@@ -132,6 +132,10 @@ class HandDerivedElbo:
         by_hidden = self._posterior.backward(cast(Tensor, by_sample), kl_weight / n_cells, by_mean)
         self._encoder.backward(by_hidden, as_far_as_the_input=False)
         return objective
+
+
+def _is_plain_but_for_the_penalty(module: SampledElbo) -> bool:
+    return module.n_samples == 1 and not module.free_bits and module.label_weight == 1 and _is_as_written(module)
 
 
 def _is_as_written(module: Trainable) -> bool:

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from scvae_ext.likelihoods import GeneLikelihood, GeneStatistics, make_likelihood
 from scvae_ext.minibatch import Minibatch, SparseCounts
-from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
+from scvae_ext.modules.prior import LabelPrior, LearnedPrior, MixturePrior, PriorKind, VampPrior
 from scvae_ext.modules.proteins import ProteinModality
 from scvae_ext.modules.trainable import Trainable
 from scvae_ext.nn import (
@@ -72,6 +72,9 @@ class Networks(Trainable):
         ``"nonlinear"``, a multilayer perceptron, or ``"linear"``: the heads read z and the covariates themselves.
     proteins_measured
         For each batch, whether each protein was measured in it; ``None`` for genes alone.
+    n_known_labels
+        Number of labels that the Gaussians of the prior belong to, ``n_prior_components`` each; ``None`` for a prior
+        that knows no labels.
     """
 
     library_log_means: Tensor
@@ -106,6 +109,7 @@ class Networks(Trainable):
         residual_rank: int = 0,
         decoder: DecoderKind = "nonlinear",
         proteins_measured: Sequence[Sequence[bool]] | None = None,
+        n_known_labels: int | None = None,
     ) -> None:
         super().__init__()
         if prior not in get_args(PriorKind):
@@ -176,7 +180,9 @@ class Networks(Trainable):
             self.register_buffer("library_log_means", torch.zeros(n_batches))
             self.register_buffer("library_log_variances", torch.ones(n_batches))
         self.prior: LearnedPrior | None = None
-        if prior == "mixture":
+        if n_known_labels is not None:
+            self.prior = LabelPrior(n_known_labels, n_latent, n_prior_components)
+        elif prior == "mixture":
             self.prior = MixturePrior(n_prior_components, n_latent, residual_rank)
         elif prior == "vamp":
             self.prior = VampPrior(n_prior_components, n_genes, n_encoder_covariates, residual_rank)

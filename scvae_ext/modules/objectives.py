@@ -10,7 +10,7 @@ from torch import Tensor
 from scvae_ext.modules.outputs import Elbo, Objective
 from scvae_ext.types import CellsByLatent, CellValues
 
-__all__ = ["BatchPenalised", "FreeBitsElbo", "ImportanceWeighted"]
+__all__ = ["BatchPenalised", "FreeBitsElbo", "ImportanceWeighted", "LabelWeighted"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,46 @@ class BatchPenalised(Objective):
         terms = self.bound.terms()
         dependence = self.dependence.expand_as(terms["elbo"])
         return {"penalised_elbo": terms["elbo"] - self.weight * dependence, **terms, "batch_dependence": dependence}
+
+
+@dataclass(frozen=True)
+class LabelWeighted(Objective):
+    r"""A bound in which a known label counts as often as asked, :math:`\mathcal L + (\alpha - 1) \log p(y \mid z)`.
+
+    A label is one observation among thousands of counts. What few labels say would be lost beside them; so Kingma,
+    Rezende, Mohamed and Welling (NeurIPS 2014, equation 9) give it more weight, and so does scANVI.
+
+    Parameters
+    ----------
+    bound
+        The bound of each cell, in nats, in which the label counts once.
+    log_prob_label
+        :math:`\log p(y \mid z)` of each cell, zero for those without a label.
+    weight
+        :math:`\alpha`.
+    monitor
+        Term of the bound by which weights are judged.
+    """
+
+    bound: Objective
+    log_prob_label: CellValues
+    weight: float
+    monitor: str
+
+    def score(self, kl_weight: float = 1.0, penalty_share: float = 1.0) -> CellValues:
+        """Return the score of each cell; higher is better.
+
+        Parameters
+        ----------
+        kl_weight, penalty_share
+            As for the bound.
+        """
+        return self.bound.score(kl_weight, penalty_share) + (self.weight - 1) * self.log_prob_label
+
+    def terms(self) -> dict[str, Float[Tensor, "*samples cells"]]:
+        """Return the terms of the bound, and the one by which it is judged with weighted labels."""
+        terms = self.bound.terms()
+        return {"label_weighted_elbo": terms[self.monitor] + (self.weight - 1) * self.log_prob_label, **terms}
 
 
 @dataclass(frozen=True)

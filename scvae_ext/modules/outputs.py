@@ -1,7 +1,8 @@
 """What modules return, as types rather than dictionaries."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
@@ -43,15 +44,16 @@ class VAEOutput:
         Sample of the log library size, or ``None`` where it is observed.
     px
         Likelihood of the genes at the sample.
-    log_prob_proteins
-        Log-probability of each cell's proteins at the sample, in nats, or ``None`` for genes alone.
+    log_prob_others
+        Log-probability, at the sample and in nats, of what was observed of each cell beside its genes: ``"proteins"``,
+        ``"labels"``.
     """
 
     posterior: Posterior
     latent: Float[Tensor, "*samples cells latent"]
     log_library: Float[Tensor, "*samples cells"] | None
     px: Distribution
-    log_prob_proteins: Float[Tensor, "*samples cells"] | None = None
+    log_prob_others: Mapping[str, Float[Tensor, "*samples cells"]] = field(default_factory=dict)
 
 
 class Objective(ABC):
@@ -84,19 +86,19 @@ class Elbo(Objective):
     Parameters
     ----------
     reconstruction
-        Log-likelihood at the sample, of genes and proteins.
+        Log-likelihood at the sample, of genes and of what was observed beside them.
     kl
         Divergence of the latent posterior from its prior; at each sample where it has no closed form.
     kl_library
         Divergence of the library size's posterior from its prior, or ``None`` where the library size is observed.
-    reconstruction_proteins
-        What the proteins are of the reconstruction, or ``None`` for genes alone.
+    reconstruction_others
+        What of the reconstruction is not of genes, by name.
     """
 
     reconstruction: Float[Tensor, "*samples cells"]
     kl: Float[Tensor, "*#samples cells"]
     kl_library: CellValues | None = None
-    reconstruction_proteins: Float[Tensor, "*samples cells"] | None = None
+    reconstruction_others: Mapping[str, Float[Tensor, "*samples cells"]] = field(default_factory=dict)
 
     def score(self, kl_weight: float = 1.0, penalty_share: float = 1.0) -> Float[Tensor, "*samples cells"]:
         score = self.reconstruction - kl_weight * self.kl
@@ -106,9 +108,7 @@ class Elbo(Objective):
         terms = {"elbo": self.score(), "reconstruction": self.reconstruction, "kl": self.kl}
         if self.kl_library is not None:
             terms["kl_library"] = self.kl_library
-        if self.reconstruction_proteins is not None:
-            terms["reconstruction_proteins"] = self.reconstruction_proteins
-        return terms
+        return terms | {f"reconstruction_{name}": values for name, values in self.reconstruction_others.items()}
 
 
 @dataclass(frozen=True)

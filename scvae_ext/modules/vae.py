@@ -11,6 +11,7 @@ from scvae_ext.minibatch import Minibatch
 from scvae_ext.modules.elbo import elbo, log_importance_weights
 from scvae_ext.modules.networks import Networks
 from scvae_ext.modules.outputs import Elbo, Posterior, VAEOutput
+from scvae_ext.modules.prior import LabelPrior
 from scvae_ext.nn import RESIDUAL_SCALE
 from scvae_ext.types import CellIndices, CellsByHidden
 
@@ -165,8 +166,12 @@ class VAE(Networks):
         """
         hidden = self.decode_hidden(latent, minibatch)
         px = self.likelihood(hidden, self.depth(minibatch, log_library), minibatch.batch, minibatch.label)
-        of_proteins = None if self.proteins is None else self.proteins.log_prob(hidden, minibatch)
-        return VAEOutput(posterior, latent, log_library, px, of_proteins)
+        others = {}
+        if self.proteins is not None:
+            others["proteins"] = self.proteins.log_prob(hidden, minibatch)
+        if isinstance(self.prior, LabelPrior):
+            others["labels"] = self.prior.log_prob_label(latent[..., : self.n_latent], minibatch.label)
+        return VAEOutput(posterior, latent, log_library, px, others)
 
     @override
     def objective(self, minibatch: Minibatch, generator: torch.Generator | None = None) -> Elbo:

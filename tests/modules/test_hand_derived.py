@@ -142,6 +142,7 @@ def test_gradients_of_the_minibatch_before_are_replaced():
         {"gene_likelihood": "zinb", "zero_inflation_prior": (1.0, 9.0)},
         {"dropout_rate": 1.0},
         {"proteins_measured": ((True, True),) * 2},
+        {"n_known_labels": 2},
     ],
     ids=lambda options: ", ".join(f"{name}={value}" for name, value in options.items()),
 )
@@ -169,6 +170,7 @@ def test_every_option_of_the_vae_has_been_thought_of():
         "residual_rank",
         "decoder",
         "proteins_measured",
+        "n_known_labels",
     }
     assert set(inspect.signature(VAE).parameters) == sizes | derived | left_to_the_graph
 
@@ -186,6 +188,7 @@ def test_a_bound_a_frozen_parameter_and_whoever_listens_take_the_graph():
     assert HandDerivedElbo.of(SampledElbo(vae(), 1, 0.0, 9.0)) is not None
     assert HandDerivedElbo.of(SampledElbo(vae(), 2, 0.0, 9.0)) is None
     assert HandDerivedElbo.of(SampledElbo(vae(), 1, 0.1, 9.0)) is None
+    assert HandDerivedElbo.of(SampledElbo(vae(), 1, 0.0, 9.0, label_weight=2.0)) is None
     listened_to, replaced = SampledElbo(vae(), 1, 0.0, 9.0), SampledElbo(vae(), 1, 0.0, 9.0)
     listened_to.register_forward_hook(lambda *arguments: None)
     replaced.objective = replaced.vae.elbo

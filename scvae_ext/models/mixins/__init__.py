@@ -4,6 +4,7 @@ from scvae_ext.models.mixins.comparison import ComparisonMixin
 from scvae_ext.models.mixins.counterfactual import CounterfactualMixin
 from scvae_ext.models.mixins.expression import ExpressionMixin
 from scvae_ext.models.mixins.generation import GenerationMixin
+from scvae_ext.models.mixins.labels import LabelMixin
 from scvae_ext.models.mixins.latent import LatentMixin
 from scvae_ext.models.mixins.proteins import ProteinMixin
 from scvae_ext.models.mixins.sampling import SamplingMixin
@@ -15,6 +16,7 @@ __all__ = [
     "CounterfactualMixin",
     "ExpressionMixin",
     "GenerationMixin",
+    "LabelMixin",
     "LatentMixin",
     "ProteinMixin",
     "SamplingMixin",
