@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scvae_ext import datasets, diagnostics, distributions, pl
-    from scvae_ext.models import SCVAE, Autoencoder, CiteVAE, SemiSupervisedVAE
+    from scvae_ext.models import SCVAE, Autoencoder, CiteVAE, MultiomeVAE, SemiSupervisedVAE
 
 __version__ = "0.1.0"
 __all__ = [
     "SCVAE",
     "Autoencoder",
     "CiteVAE",
+    "MultiomeVAE",
     "SemiSupervisedVAE",
     "__version__",
     "datasets",
@@ -23,7 +24,7 @@ __all__ = [
     "pl",
 ]
 
-_MODELS = frozenset({"SCVAE", "Autoencoder", "CiteVAE", "SemiSupervisedVAE"})
+_MODELS = frozenset({"SCVAE", "Autoencoder", "CiteVAE", "MultiomeVAE", "SemiSupervisedVAE"})
 
 
 def __getattr__(name: str) -> Any:

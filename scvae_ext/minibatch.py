@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scvae_ext.kernels import cell_offsets, log1p_of
+from scvae_ext.peaks import AccessiblePeaks
 from scvae_ext.types import CellIndices, CellValues
 
 __all__ = ["Minibatch", "SparseCounts", "cut"]
@@ -69,6 +70,24 @@ class SparseCounts:
         """
         cell_index, gene_index = counts.nonzero(as_tuple=True)
         return cls(counts[cell_index, gene_index], cell_index, gene_index, *counts.shape)
+
+    @classmethod
+    def of_peaks(cls, peaks: AccessiblePeaks) -> Self:
+        """Build from accessible peaks, a one for each, as layers and likelihoods of counts read them.
+
+        Parameters
+        ----------
+        peaks
+            The peaks, which take the place of genes.
+        """
+        device = peaks.peak_index.device
+        lengths = peaks.offsets.diff().to(device)
+        cell_index = torch.repeat_interleave(lengths, output_size=len(peaks.peak_index))
+        values = torch.ones(len(cell_index), device=device)
+        counts = cls(values, cell_index, peaks.peak_index.long(), len(peaks), peaks.n_peaks)
+        if device.type == "cpu":
+            counts.__dict__["cell_offsets"] = peaks.offsets
+        return counts
 
     @cached_property
     def flat_index(self) -> Int[Tensor, "nonzero"]:
@@ -171,6 +190,8 @@ class Minibatch:
         Values of the continuous covariates, standardised, one column a covariate.
     proteins
         Counts of proteins, zero where they were not measured, or ``None`` where none are registered.
+    peaks
+        Accessible peaks of chromatin, none where they were not measured, or ``None`` where none are registered.
     """
 
     counts: SparseCounts
@@ -181,6 +202,7 @@ class Minibatch:
     continuous_covariates: Float[Tensor, "cells continuous"]
     size_factor: CellValues | None = None
     proteins: Float[Tensor, "cells proteins"] | None = None
+    peaks: AccessiblePeaks | None = None
 
     @property
     def n_cells(self) -> int:
@@ -195,7 +217,7 @@ class Minibatch:
         device, non_blocking
             As for :meth:`torch.Tensor.to`.
         """
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=non_blocking)
             for field in fields(self)
             if (value := getattr(self, field.name)) is not None
@@ -238,6 +260,7 @@ def cut(block: Minibatch, batch_sizes: Sequence[int], offsets: Int[np.ndarray, "
                 block.continuous_covariates[cells],
                 None if block.size_factor is None else block.size_factor[cells],
                 None if block.proteins is None else block.proteins[cells],
+                None if block.peaks is None else block.peaks[cells],
             )
         )
     return minibatches

@@ -7,6 +7,7 @@ import torch
 from minibatches import make_minibatch
 
 from scvae_ext.minibatch import SparseCounts, cut
+from scvae_ext.peaks import AccessiblePeaks
 
 DENSE = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 5.0]])
 
@@ -66,15 +67,20 @@ def test_minibatch_is_frozen():
 def test_to_moves_every_tensor(size_factor):
     # The meta device is another device that every machine has.
     minibatch = make_minibatch(n_categories=(2,), n_continuous=1, size_factor=size_factor)
-    minibatch = replace(minibatch, proteins=torch.ones(12, 3) if size_factor else None).to("meta")
+    peaks = AccessiblePeaks(torch.arange(12, dtype=torch.int32), torch.arange(13), 20)
+    minibatch = replace(
+        minibatch, proteins=torch.ones(12, 3) if size_factor else None, peaks=peaks if size_factor else None
+    ).to("meta")
     assert minibatch.n_cells == 12
     for field in fields(minibatch):
         value = getattr(minibatch, field.name)
         if field.name == "counts":
             assert {value.values.device.type, value.cell_index.device.type, value.gene_index.device.type} == {"meta"}
             assert (value.n_cells, value.n_genes) == (12, 7)
-        elif field.name in ("size_factor", "proteins") and not size_factor:
+        elif field.name in ("size_factor", "proteins", "peaks") and not size_factor:
             assert value is None
+        elif field.name == "peaks":
+            assert (value.peak_index.device.type, value.offsets.device.type) == ("meta", "cpu")
         else:
             assert value.device.type == "meta"
 

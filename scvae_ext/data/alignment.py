@@ -13,6 +13,7 @@ from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_a
 from scvae_ext.data.labels import match_labels
 from scvae_ext.data.loading import CellSource
 from scvae_ext.data.opening import open_counts
+from scvae_ext.data.peaks import match_peaks
 from scvae_ext.data.proteins import match_proteins
 from scvae_ext.data.registry import Registry
 from scvae_ext.data.setup import require_filled_cells
@@ -79,6 +80,7 @@ def align(adata: AnnData, registry: Registry, *, fill_missing_genes: bool = Fals
     proteins = None
     if registry.proteins is not None:
         proteins = match_proteins(adata, registry.proteins, batch, registry.batch_categories)
+    peaks = None if registry.peaks is None else match_peaks(adata, registry.peaks, batch)
     layer = Layer(registry.layer)
     matrix = open_counts(adata, layer, _gene_positions(adata, registry, fill_missing_genes), registry.n_genes)
     facts = scan_counts(matrix.chunks(), adata.obs_names, pd.Index(registry.var_names), layer.where)
@@ -94,6 +96,7 @@ def align(adata: AnnData, registry: Registry, *, fill_missing_genes: bool = Fals
         torch.from_numpy(continuous),
         None if size_factor is None else torch.from_numpy(size_factor.astype(np.float32)),
         None if proteins is None else torch.from_numpy(proteins),
+        peaks,
     )
 
 

@@ -17,6 +17,7 @@ from scvae_ext.data.stored import OnDiskCounts
 from scvae_ext.data.validation import CountFacts, require_counts, sum_rows
 from scvae_ext.kernels import gathered_rows
 from scvae_ext.minibatch import Minibatch, SparseCounts, cut
+from scvae_ext.peaks import AccessiblePeaks
 from scvae_ext.types import CellIndices, CellValues
 
 __all__ = ["BlockReader", "CellSource"]
@@ -24,7 +25,7 @@ __all__ = ["BlockReader", "CellSource"]
 # Read at once: enough for reading to cost little, and no more, as two blocks are in memory at a time.
 _CELLS_PER_BLOCK = 2048
 _STORED_MINIBATCHES_PER_BLOCK = 16
-_COVARIATES = ("batch", "label", "categorical_covariates", "continuous_covariates", "size_factor", "proteins")
+_COVARIATES = ("batch", "label", "categorical_covariates", "continuous_covariates", "size_factor", "proteins", "peaks")
 
 
 @runtime_checkable
@@ -68,6 +69,8 @@ class CellSource:
         Size factors, or ``None``.
     proteins
         Counts of proteins, zero where they were not measured, or ``None``.
+    peaks
+        Accessible peaks, none where they were not measured, or ``None``.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class CellSource:
         continuous_covariates: torch.Tensor,
         size_factor: CellValues | None,
         proteins: Float[torch.Tensor, "cells proteins"] | None = None,
+        peaks: AccessiblePeaks | None = None,
     ) -> None:
         self.registry = registry
         self.obs_names = obs_names
@@ -93,6 +97,7 @@ class CellSource:
         self.continuous_covariates = continuous_covariates
         self.size_factor = size_factor
         self.proteins = proteins
+        self.peaks = peaks
         self._matrix = matrix
 
     @property
@@ -104,6 +109,11 @@ class CellSource:
     def n_genes(self) -> int:
         """Number of registered genes."""
         return self._matrix.shape[1]
+
+    @property
+    def n_features(self) -> int:
+        """Number of registered genes and peaks: of the values that a model has for a cell."""
+        return self.n_genes + (0 if self.peaks is None else self.peaks.n_peaks)
 
     @property
     def rows_per_block(self) -> int | None:
@@ -280,6 +290,7 @@ class CellSource:
             self.continuous_covariates[chosen],
             None if self.size_factor is None else self.size_factor[chosen],
             None if self.proteins is None else self.proteins[chosen],
+            None if self.peaks is None else self.peaks[chosen],
         )
         return cut(block, batch_sizes, offsets)
 

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 from jaxtyping import Bool, Float, Int
 
-from scvae_ext.data.fields import shorten, unknown_key
+from scvae_ext.data.fields import shorten
+from scvae_ext.data.obsm import ObsmFeatures
 
 __all__ = ["ProteinPanel", "match_proteins", "read_proteins", "register_proteins"]
+
+PROTEINS = ObsmFeatures("protein", "protein_expression_obsm_key", "protein_names_uns_key")
 
 
 @dataclass(frozen=True)
@@ -126,14 +127,7 @@ def match_proteins(
         If a protein is missing, or values are not counts.
     """
     values, here = read_proteins(adata, panel.key, panel.names_key)
-    position = pd.Index(here).get_indexer(pd.Index(panel.names))
-    if (position < 0).any():
-        lacking = np.array(panel.names)[position < 0]
-        raise ValueError(
-            f"adata.obsm[{panel.key!r}] lacks {len(lacking)} of the {len(panel.names)} proteins that were set up: "
-            f"{shorten(lacking)}. There are: {shorten(here)}."
-        )
-    values = values[:, position]
+    values = values[:, PROTEINS.positions(here, panel.names, panel.key)]
     measured = np.array(panel.measured)[batch]
     values = np.where(measured, values, 0)
     _require_counts(values, panel.names, adata, panel.key)
@@ -160,41 +154,8 @@ def read_proteins(
     ValueError
         If the key or the names are missing, values are no numbers, or names occur more than once.
     """
-    if key not in adata.obsm:
-        raise unknown_key(f"protein_expression_obsm_key: adata.obsm[{key!r}] was", key, adata.obsm)
-    found: Any = adata.obsm[key]
-    if hasattr(found, "to_memory"):
-        found = found.to_memory()
-    if isinstance(found, pd.DataFrame):
-        wrong = [str(name) for name, dtype in found.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
-        if wrong:
-            raise ValueError(
-                f"protein_expression_obsm_key: columns of adata.obsm[{key!r}] do not hold numbers: {shorten(wrong)}. "
-                "Leave them out, or convert them to counts."
-            )
-        names = tuple(map(str, found.columns))
-        values = found.to_numpy(dtype=np.float64, na_value=np.nan)
-    else:
-        values = np.asarray(found.toarray() if sp.issparse(found) else found, dtype=np.float64)
-        names = tuple(f"protein_{i}" for i in range(values.shape[1] if values.ndim == 2 else 0))
-    if values.ndim != 2 or 0 in values.shape:
-        raise ValueError(
-            f"protein_expression_obsm_key: adata.obsm[{key!r}] must hold counts of cells by proteins, but has the "
-            f"shape {values.shape}."
-        )
-    if names_key is not None:
-        if names_key not in adata.uns:
-            raise unknown_key(f"protein_names_uns_key: adata.uns[{names_key!r}] was", names_key, adata.uns)
-        names = tuple(map(str, adata.uns[names_key]))
-        if len(names) != values.shape[1]:
-            raise ValueError(
-                f"protein_names_uns_key: adata.uns[{names_key!r}] holds {len(names)} names, but adata.obsm[{key!r}] "
-                f"has {values.shape[1]} columns."
-            )
-    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if repeated:
-        raise ValueError(f"adata.obsm[{key!r}] names proteins more than once: {shorten(repeated)}. Rename them.")
-    return values, names
+    found, names = PROTEINS.read(adata, key, names_key)
+    return np.asarray(found if isinstance(found, np.ndarray) else found.toarray(), dtype=np.float64), names
 
 
 def _require_counts(

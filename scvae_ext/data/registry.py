@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from scvae_ext.data.fields import Layer
+from scvae_ext.data.peaks import PeakSet
 from scvae_ext.data.proteins import ProteinPanel
 from scvae_ext.data.validation import Entry, require_counts
 
@@ -70,6 +71,8 @@ class Registry:
         The first entry of the matrix that is not a whole number, ``None`` if all are counts.
     proteins
         Proteins that were counted beside the genes, ``None`` if not registered.
+    peaks
+        Peaks of chromatin that were measured beside the genes, ``None`` if not registered.
     unlabeled_category
         The last of ``label_categories`` where it means that the label is not known, ``None`` if all are known.
     """
@@ -85,6 +88,7 @@ class Registry:
     continuous_covariates: tuple[ContinuousCovariate, ...] = ()
     first_fraction: Entry | None = None
     proteins: ProteinPanel | None = None
+    peaks: PeakSet | None = None
     unlabeled_category: str | None = None
 
     @property
@@ -136,7 +140,7 @@ class Registry:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, ready for JSON."""
         fields = {"format": FORMAT, **asdict(self)}
-        for name in ("proteins", "unlabeled_category"):
+        for name in ("proteins", "peaks", "unlabeled_category"):
             if fields[name] is None:  # as it was written, and fingerprinted, before there were any
                 del fields[name]
         return fields
@@ -178,6 +182,8 @@ class Registry:
                 values["first_fraction"] = Entry(**values["first_fraction"])
             if values.get("proteins") is not None:
                 values["proteins"] = ProteinPanel.from_dict(values["proteins"])
+            if values.get("peaks") is not None:
+                values["peaks"] = PeakSet.from_dict(values["peaks"])
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise ValueError(f"the registry is damaged ({error}). Run setup_anndata again.") from error

@@ -11,6 +11,7 @@ from anndata import AnnData
 from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata, shorten
 from scvae_ext.data.labels import register_labels
 from scvae_ext.data.opening import open_counts
+from scvae_ext.data.peaks import register_peaks
 from scvae_ext.data.proteins import register_proteins
 from scvae_ext.data.provenance import make_actual, write_registry
 from scvae_ext.data.registry import CategoricalCovariate, ContinuousCovariate, Registry
@@ -30,6 +31,8 @@ def setup_anndata(
     continuous_covariate_keys: Sequence[str] | None = None,
     protein_expression_obsm_key: str | None = None,
     protein_names_uns_key: str | None = None,
+    accessibility_obsm_key: str | None = None,
+    peak_names_uns_key: str | None = None,
     unlabeled_category: str | None = None,
 ) -> None:
     """Register where an AnnData holds the counts and what is known about the cells.
@@ -58,6 +61,8 @@ def setup_anndata(
         :func:`~scvae_ext.data.proteins.register_proteins`.
     protein_names_uns_key
         Key of ``adata.uns`` with the names of the proteins, where they are not columns of a data frame.
+    accessibility_obsm_key, peak_names_uns_key
+        The same for peaks of chromatin, as for :func:`~scvae_ext.data.peaks.register_peaks`.
     unlabeled_category
         Category of ``labels_key`` of cells whose label is not known; ``None`` if all are known.
 
@@ -87,11 +92,13 @@ def setup_anndata(
         NumericalObs(size_factor_key, "size_factor_key", positive=True).read(adata)
     categorical = tuple(_categorical_covariate(adata, key) for key in categorical_keys)
     continuous = tuple(_continuous_covariate(adata, key) for key in continuous_keys)
-    proteins = None
+    proteins = peaks = None
+    of_cell = np.zeros(adata.n_obs, dtype=np.int64)
+    if batch_key is not None:
+        of_cell = CategoricalObs(batch_key, "batch_key").codes(adata, batches)
+    if accessibility_obsm_key is not None:
+        peaks = register_peaks(adata, accessibility_obsm_key, peak_names_uns_key, of_cell, batches)
     if protein_expression_obsm_key is not None:
-        of_cell = np.zeros(adata.n_obs, dtype=np.int64)
-        if batch_key is not None:
-            of_cell = CategoricalObs(batch_key, "batch_key").codes(adata, batches)
         proteins = register_proteins(adata, protein_expression_obsm_key, protein_names_uns_key, of_cell, batches)
     elif protein_names_uns_key is not None:
         raise ValueError(
@@ -117,6 +124,7 @@ def setup_anndata(
             continuous_covariates=continuous,
             first_fraction=facts.first_fraction,
             proteins=proteins,
+            peaks=peaks,
             unlabeled_category=unlabeled_category,
         ),
     )

@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from jaxtyping import Float, Int
 
+from scvae_ext.data.synthetic_peaks import draw_peaks
 from scvae_ext.data.synthetic_proteins import draw_proteins
 
 __all__ = ["synthetic_counts"]
@@ -36,6 +37,7 @@ def synthetic_counts(
     inverse_dispersion: float = 2.0,
     zero_inflation: float = 0.2,
     n_proteins: int = 0,
+    n_peaks: int = 0,
     seed: int = 0,
 ) -> AnnData:
     r"""Simulate counts from a known model of low dimension.
@@ -60,7 +62,12 @@ def synthetic_counts(
         f_{np} \in \{0, 1\}
 
     with background :math:`\beta` of a median of 10 counts, which differs between batches by a factor, and
-    :math:`\alpha` between 3 and 30.
+    :math:`\alpha` between 3 and 30. Accessibility of chromatin, where asked for, is
+
+    .. math::
+
+        a_{np} \sim \operatorname{Bernoulli}(1 - e^{-d_n \lambda_{np}}), \quad
+        \log \lambda_{np} = c_p + u_p^\top z_n + \gamma_{bp}, \quad \log d_n \sim N(0, 0.5^2)
 
     Parameters
     ----------
@@ -82,6 +89,8 @@ def synthetic_counts(
         Mean of :math:`\pi_g` over the genes. Used by ``"zinb"`` alone.
     n_proteins
         Number of surface proteins; none by default.
+    n_peaks
+        Number of peaks of accessible chromatin; none by default.
     seed
         Seed of all draws.
 
@@ -96,7 +105,9 @@ def synthetic_counts(
         infinite for ``"poisson"``. ``var["zero_inflation"]``: :math:`\pi`, 0 where there is none.
         ``uns["truth"]``: the arguments. With proteins, each a data frame of cells by proteins: ``obsm["protein"]``,
         counts; ``obsm["protein_foreground"]``, one where the protein is there; ``obsm["protein_mean"]``, expected
-        counts; ``obsm["protein_background"]``, :math:`\beta`.
+        counts; ``obsm["protein_background"]``, :math:`\beta`. With peaks: ``obsm["accessibility"]``, ones (CSR);
+        ``obsm["accessibility_rate"]``, :math:`\lambda`; ``obs["accessibility_depth"]``, :math:`d`; ``uns["peaks"]``,
+        their names.
 
     Raises
     ------
@@ -119,6 +130,8 @@ def synthetic_counts(
             raise ValueError(f"{name} must be finite and greater than 0, but is {value}.")
     if n_proteins < 0:
         raise ValueError(f"n_proteins must be at least 0, but is {n_proteins}.")
+    if n_peaks < 0:
+        raise ValueError(f"n_peaks must be at least 0, but is {n_peaks}.")
     if not 0 <= zero_inflation < 1:
         raise ValueError(f"zero_inflation must be at least 0 and below 1, but is {zero_inflation}.")
     if likelihood not in get_args(_Likelihood):
@@ -176,6 +189,11 @@ def synthetic_counts(
         names = [f"protein_{i}" for i in range(n_proteins)]
         for key, values in proteins.items():
             adata.obsm[key] = pd.DataFrame(values.astype(np.float32), index=adata.obs_names, columns=names)
+    if n_peaks:
+        accessible, rate, adata.obs["accessibility_depth"] = draw_peaks(generator, n_peaks, latent, batch)
+        adata.obsm["accessibility"] = sp.csr_matrix(accessible, dtype=np.float32)
+        adata.obsm["accessibility_rate"] = rate.astype(np.float32)
+        adata.uns["peaks"] = np.array([f"peak_{i}" for i in range(n_peaks)])
     return adata
 
 

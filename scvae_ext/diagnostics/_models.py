@@ -2,13 +2,13 @@
 
 from typing import TypeAlias
 
-from scvae_ext.models import SCVAE, CiteVAE, SemiSupervisedVAE
+from scvae_ext.models import SCVAE, CiteVAE, MultiomeVAE, SemiSupervisedVAE
 
 __all__ = ["AnyVAE", "GeneVAE", "wrong_model"]
 
 GeneVAE: TypeAlias = SCVAE | SemiSupervisedVAE
 """Models of counts of genes."""
-AnyVAE: TypeAlias = GeneVAE | CiteVAE
+AnyVAE: TypeAlias = GeneVAE | CiteVAE | MultiomeVAE
 """Models with a posterior and a likelihood, whatever is counted."""
 
 
@@ -25,9 +25,10 @@ def wrong_model(model: object, question: str, needs: str) -> TypeError:
         What it needs: ``"a likelihood"`` or ``"a posterior"``.
     """
     name = type(model).__name__
-    if isinstance(model, CiteVAE):
+    if isinstance(model, CiteVAE | MultiomeVAE):
+        other = "proteins" if isinstance(model, CiteVAE) else "chromatin"
         return TypeError(
-            f"{question} asks about counts of genes alone, and {name} is a model of proteins as well: train an SCVAE "
+            f"{question} asks about counts of genes alone, and {name} is a model of {other} as well: train an SCVAE "
             "on the genes, and pass that."
         )
     if isinstance(model, SemiSupervisedVAE):

@@ -181,7 +181,8 @@ def evidence(
     Parameters
     ----------
     model
-        Trained :class:`~scvae_ext.SCVAE`, :class:`~scvae_ext.CiteVAE` or :class:`~scvae_ext.SemiSupervisedVAE`.
+        Trained :class:`~scvae_ext.SCVAE`, :class:`~scvae_ext.CiteVAE`, :class:`~scvae_ext.MultiomeVAE` or
+        :class:`~scvae_ext.SemiSupervisedVAE`.
     adata
         AnnData with the cells, matched by gene name; the model's own where ``None``.
     indices

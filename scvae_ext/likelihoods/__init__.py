@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+from scvae_ext.likelihoods.accessibility import AccessibilityLikelihood
 from scvae_ext.likelihoods.base import Likelihood
 from scvae_ext.likelihoods.hand_derived import LikelihoodPass
 from scvae_ext.likelihoods.negative_binomial import NegativeBinomialLikelihood
@@ -17,6 +18,7 @@ from scvae_ext.nn import DispersionKind, ZeroInflationKind
 
 __all__ = [
     "COUNT_LIKELIHOODS",
+    "AccessibilityLikelihood",
     "GeneLikelihood",
     "GeneStatistics",
     "Likelihood",

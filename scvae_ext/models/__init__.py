@@ -2,7 +2,8 @@
 
 from scvae_ext.models.autoencoder import Autoencoder
 from scvae_ext.models.cite import CiteVAE
+from scvae_ext.models.multiome import MultiomeVAE
 from scvae_ext.models.scvae import SCVAE
 from scvae_ext.models.semi_supervised import SemiSupervisedVAE
 
-__all__ = ["SCVAE", "Autoencoder", "CiteVAE", "SemiSupervisedVAE"]
+__all__ = ["SCVAE", "Autoencoder", "CiteVAE", "MultiomeVAE", "SemiSupervisedVAE"]

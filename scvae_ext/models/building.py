@@ -9,9 +9,17 @@ from scvae_ext.models.options import true_or_false, whole_number
 from scvae_ext.modules import VAE
 from scvae_ext.nn import Normalisation
 
-__all__ = ["Normalised", "build_vae"]
+__all__ = ["FIXED_WITH_MODALITIES", "Normalised", "build_vae", "refuse_beside_modalities"]
 
 Normalised = Literal["encoder", "decoder", "none", "both"]
+
+FIXED_WITH_MODALITIES: Mapping[str, Any] = {
+    "use_observed_lib_size": True,
+    "deeply_inject_covariates": True,
+    "use_batch_norm": "both",
+    "use_layer_norm": "none",
+}
+"""What SCVAE leaves to the user, and models of genes and something else do not."""
 
 
 def build_vae(
@@ -53,6 +61,8 @@ def build_vae(
         use_size_factor=registry.size_factor_key is not None,
         encoder_normalisation=_normalisation(options, "encoder"),
         decoder_normalisation=_normalisation(options, "decoder"),
+        peaks_measured=None if registry.peaks is None else registry.peaks.measured,
+        n_peaks=None if registry.peaks is None else len(registry.peaks.names),
         **(_prior_components(options) if n_known_labels is None else {"n_prior_components": n_components_per_label}),
         residual_rank=n_factors,
         n_known_labels=n_known_labels,
@@ -62,6 +72,32 @@ def build_vae(
     if options["gene_likelihood"] in COUNT_LIKELIHOODS:
         registry.require_counts(options["gene_likelihood"])
     return module
+
+
+def refuse_beside_modalities(options: Mapping[str, Any], what: str) -> None:
+    """Raise where options do not go with other values than genes.
+
+    Parameters
+    ----------
+    options
+        Options of the model.
+    what
+        Name of the other values.
+
+    Raises
+    ------
+    ValueError
+        If they do not; the message says what to pass instead.
+    """
+    if options["gene_likelihood"] == "normal":
+        raise ValueError(
+            'gene_likelihood="normal" gives densities of log-normalised values, which do not add up with '
+            f'probabilities of {what}: use "nb", "zinb" or "poisson".'
+        )
+    if options["prior"] == "vamp":
+        raise ValueError(
+            f'prior="vamp" learns cells that it encodes, and knows no {what}: use "standard" or "mixture".'
+        )
 
 
 def _check_options(registry: Registry, options: Mapping[str, Any]) -> None:

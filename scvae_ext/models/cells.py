@@ -44,7 +44,7 @@ class Cells:
 
     def __iter__(self) -> Iterator[tuple[slice, Minibatch]]:
         """Iterate over rows of the result and their minibatch."""
-        size = self.batch_size or max(1, min(BATCH_SIZE, MAX_ENTRIES // max(self.source.n_genes, 1)))
+        size = self.batch_size or max(1, min(BATCH_SIZE, MAX_ENTRIES // max(self.source.n_features, 1)))
         start = 0
         for minibatch in self.source.minibatches(self.positions, size):
             yield slice(start, start + minibatch.n_cells), minibatch.to(self.device)
@@ -61,7 +61,7 @@ class Cells:
         n_cells, n_samples
             Cells of the minibatch, and samples in all.
         """
-        most = max(1, min(n_samples, MAX_ENTRIES // max(1, n_cells * self.source.n_genes)))
+        most = max(1, min(n_samples, MAX_ENTRIES // max(1, n_cells * self.source.n_features)))
         return [len(part) for part in np.array_split(np.empty(n_samples), math.ceil(n_samples / most))]
 
 

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from scvae_ext.data import CellSource, Registry, setup_anndata
 from scvae_ext.likelihoods import GeneLikelihood
-from scvae_ext.models.building import build_vae
+from scvae_ext.models.building import FIXED_WITH_MODALITIES, build_vae, refuse_beside_modalities
 from scvae_ext.models.mixins import (
     ComparisonMixin,
     ExpressionMixin,
@@ -24,14 +24,6 @@ from scvae_ext.modules import VAE, LatentDistribution, PriorKind
 from scvae_ext.nn import BatchRepresentation, DispersionKind
 
 __all__ = ["CiteVAE"]
-
-# What SCVAE leaves to the user, and this model does not.
-FIXED: Mapping[str, Any] = {
-    "use_observed_lib_size": True,
-    "deeply_inject_covariates": True,
-    "use_batch_norm": "both",
-    "use_layer_norm": "none",
-}
 
 
 class CiteVAE(LatentMixin, ExpressionMixin, ProteinMixin, ScoresMixin, SamplingMixin, ComparisonMixin):
@@ -86,7 +78,7 @@ class CiteVAE(LatentMixin, ExpressionMixin, ProteinMixin, ScoresMixin, SamplingM
 
     latent_key = "X_scvae"
     expression_key = "scvae_normalized"
-    reads_proteins = True
+    reads = frozenset({"proteins"})
 
     def __init__(
         self,
@@ -187,16 +179,8 @@ class CiteVAE(LatentMixin, ExpressionMixin, ProteinMixin, ScoresMixin, SamplingM
                 "No proteins were set up: call CiteVAE.setup_anndata(adata, protein_expression_obsm_key=...), or use "
                 "SCVAE for genes alone."
             )
-        if options["gene_likelihood"] == "normal":
-            raise ValueError(
-                'gene_likelihood="normal" gives densities of log-normalised values, which do not add up with '
-                'probabilities of counts of proteins: use "nb", "zinb" or "poisson".'
-            )
-        if options["prior"] == "vamp":
-            raise ValueError(
-                'prior="vamp" learns cells that it encodes, and knows no proteins: use "standard" or "mixture".'
-            )
-        return build_vae(registry, {**FIXED, **options})
+        refuse_beside_modalities(options, "proteins")
+        return build_vae(registry, {**FIXED_WITH_MODALITIES, **options})
 
     @override
     def _initialise(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:

@@ -32,13 +32,15 @@ class ModelCore(ABC):
 
     latent_key: ClassVar[str]
     expression_key: ClassVar[str]
-    reads_proteins: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """What of the registry's further kinds of values, ``"proteins"`` and ``"peaks"``, the model reads."""
     module: "VAE | DeterministicAutoencoder"
 
     def __init__(self, adata: AnnData, options: Mapping[str, Any], seed: int) -> None:
         registry = read_registry(adata)
-        # Proteins that were set up for another model are none of this one's business.
-        self._build(registry if self.reads_proteins else replace(registry, proteins=None), options, seed)
+        # What was set up for another model is none of this one's business.
+        others: dict[str, Any] = {name: None for name in ("proteins", "peaks") if name not in self.reads}
+        self._build(replace(registry, **others), options, seed)
         self.adata = adata
 
     def _build(self, registry: Registry, options: Mapping[str, Any], seed: int) -> None:

@@ -102,12 +102,12 @@ def refuse_without_counts(module: VAE) -> None:
     Raises
     ------
     ValueError
-        If its likelihood is one of log-normalised values, or there are proteins, of which nothing is simulated.
+        If its likelihood is one of log-normalised values, or there are values beside genes, which are not simulated.
     """
-    if module.proteins is not None:
+    if module.modalities:
         raise ValueError(
-            "This simulates counts of genes and encodes them, and the model encodes proteins as well: train an SCVAE "
-            "on the genes for it."
+            "This simulates counts of genes and encodes them, and the model encodes "
+            f"{module.modalities[0].name} as well: train an SCVAE on the genes for it."
         )
     if isinstance(module.likelihood, NormalLikelihood):
         raise ValueError(

@@ -13,7 +13,7 @@ from scvae_ext.minibatch import Minibatch, SparseCounts
 from scvae_ext.models.cells import Cells, shared_noise
 from scvae_ext.modules import VAE, ProteinModality
 
-__all__ = ["foreground_probability", "protein_expression", "protein_samples"]
+__all__ = ["foreground_probability", "protein_expression", "protein_samples", "weighted_batches"]
 
 
 def protein_expression(
@@ -121,17 +121,27 @@ def _averaged(
         total = qz.loc.new_zeros(minibatch.n_cells, modality.n_proteins)
         for one in noise:
             sample = qz.loc + qz.scale * one
-            for batch, weight in _weighted_batches(modality.measured, minibatch, batches):
+            for batch, weight in weighted_batches(modality.measured, minibatch, batches):
                 px = modality.decode(module.decode_hidden(sample, minibatch, batch), batch)
                 total += weight * value(px, minibatch)
         result[rows] = (total / len(noise)).cpu().numpy()
     return result
 
 
-def _weighted_batches(
-    measured: Bool[Tensor, "batches proteins"], minibatch: Minibatch, batches: Sequence[int]
+def weighted_batches(
+    measured: Bool[Tensor, "batches features"], minibatch: Minibatch, batches: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches to decode the cells with, and the weight that each has for each cell and protein."""
+    """Yield batches to decode the cells with, and the weight that each has for each cell and feature.
+
+    Parameters
+    ----------
+    measured
+        For each batch, whether each feature was measured in it.
+    minibatch
+        The cells.
+    batches
+        Batches asked for; the observed ones where empty.
+    """
     n_batches = len(measured)
     if not batches and bool(measured[minibatch.batch].all()):
         yield minibatch.batch, torch.ones((), device=measured.device)

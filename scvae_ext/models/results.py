@@ -144,6 +144,10 @@ def fingerprint(adata: AnnData, registry: Registry) -> tuple[object, ...]:
     content = hashlib.sha256(
         b"".join(pd.util.hash_array(columns[key].astype(str).to_numpy()).tobytes() for key in columns)
     )
+    peaks = registry.peaks
+    if peaks is not None and peaks.key in adata.obsm:
+        matrix_of_peaks = adata.obsm[peaks.key]
+        content.update(repr((id(matrix_of_peaks), getattr(matrix_of_peaks, "nnz", None))).encode())
     panel = registry.proteins
     if panel is not None and panel.key in adata.obsm:
         # An array that is changed in place has the same identity: there are few enough values to look at.

@@ -1,5 +1,6 @@
 """Generative models: networks and likelihood composed, and the bound that trains them."""
 
+from scvae_ext.modules.accessibility import AccessibilityModality
 from scvae_ext.modules.autoencoder import DeterministicAutoencoder
 from scvae_ext.modules.bounds import (
     Bound,
@@ -11,6 +12,7 @@ from scvae_ext.modules.bounds import (
 from scvae_ext.modules.dependence import batch_dependence
 from scvae_ext.modules.elbo import elbo, log_importance_weights
 from scvae_ext.modules.hand_derived import HandDerivedElbo
+from scvae_ext.modules.modality import Modality
 from scvae_ext.modules.networks import DecoderKind, LatentDistribution, Networks
 from scvae_ext.modules.objectives import BatchPenalised, FreeBitsElbo, ImportanceWeighted, LabelWeighted
 from scvae_ext.modules.outputs import Elbo, Objective, Posterior, SquaredError, VAEOutput
@@ -24,6 +26,7 @@ from scvae_ext.modules.vae import VAE
 __all__ = [
     "SURROGATES",
     "VAE",
+    "AccessibilityModality",
     "BatchPenalised",
     "Bound",
     "DecoderKind",
@@ -39,6 +42,7 @@ __all__ = [
     "LatentDistribution",
     "LearnedPrior",
     "MixturePrior",
+    "Modality",
     "Networks",
     "Objective",
     "Posterior",

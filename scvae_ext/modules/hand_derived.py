@@ -73,7 +73,7 @@ class HandDerivedElbo:
             and LikelihoodPass.exists_for(vae.likelihood)
             and vae.prior is None
             and vae.library_encoder is None
-            and vae.proteins is None
+            and not vae.modalities
             and vae.latent_distribution == "normal"
             and vae.covariates.embedding is None
             and all(_is_free(parameter) for parameter in vae.parameters())

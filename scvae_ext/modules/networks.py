@@ -11,6 +11,8 @@ from typing_extensions import override
 
 from scvae_ext.likelihoods import GeneLikelihood, GeneStatistics, make_likelihood
 from scvae_ext.minibatch import Minibatch, SparseCounts
+from scvae_ext.modules.accessibility import AccessibilityModality
+from scvae_ext.modules.modality import Modality
 from scvae_ext.modules.prior import LabelPrior, LearnedPrior, MixturePrior, PriorKind, VampPrior
 from scvae_ext.modules.proteins import ProteinModality
 from scvae_ext.modules.trainable import Trainable
@@ -72,6 +74,9 @@ class Networks(Trainable):
         ``"nonlinear"``, a multilayer perceptron, or ``"linear"``: the heads read z and the covariates themselves.
     proteins_measured
         For each batch, whether each protein was measured in it; ``None`` for genes alone.
+    peaks_measured, n_peaks
+        For each batch, whether accessibility of chromatin was measured in it, and the number of peaks; ``None`` for
+        genes alone.
     n_known_labels
         Number of labels that the Gaussians of the prior belong to, ``n_prior_components`` each; ``None`` for a prior
         that knows no labels.
@@ -109,6 +114,8 @@ class Networks(Trainable):
         residual_rank: int = 0,
         decoder: DecoderKind = "nonlinear",
         proteins_measured: Sequence[Sequence[bool]] | None = None,
+        peaks_measured: Sequence[bool] | None = None,
+        n_peaks: int | None = None,
         n_known_labels: int | None = None,
     ) -> None:
         super().__init__()
@@ -128,8 +135,8 @@ class Networks(Trainable):
         self.encode_covariates = encode_covariates
         self.covariates = CovariateColumns(n_batches, n_categories, n_continuous, batch_representation)
         n_encoder_covariates = self.covariates.n_columns if encode_covariates else 0
-        if proteins_measured is not None:
-            n_encoder_covariates += len(proteins_measured[0])
+        n_encoder_covariates += 0 if proteins_measured is None else len(proteins_measured[0])
+        n_encoder_covariates += 0 if peaks_measured is None else n_hidden
         self.encoder = Encoder(
             n_genes,
             n_hidden,
@@ -168,6 +175,9 @@ class Networks(Trainable):
             head = self.mean_head
             head.linear = Loadings(head.linear.in_features, n_genes)
         self.proteins = None if proteins_measured is None else ProteinModality(self.decoder.n_out, proteins_measured)
+        self.accessibility: AccessibilityModality | None = None
+        if peaks_measured is not None and n_peaks is not None:
+            self.accessibility = AccessibilityModality(self.decoder.n_out, n_hidden, n_peaks, peaks_measured)
         self.library_encoder: LibraryEncoder | None = None
         if not use_observed_lib_size and not use_size_factor:
             self.library_encoder = LibraryEncoder(
@@ -252,9 +262,14 @@ class Networks(Trainable):
     def _encoder_input(self, minibatch: Minibatch) -> tuple[SparseCounts, Float[Tensor, "cells covariates"]]:
         x = minibatch.counts.log1p()
         columns = self.covariates(minibatch) if self.encode_covariates else x.values.new_empty(x.n_cells, 0)
-        if self.proteins is not None:
-            columns = torch.cat([columns, self.proteins.encoder_columns(minibatch)], dim=1)
+        if self.modalities:
+            columns = torch.cat([columns, *(each.encoder_columns(minibatch) for each in self.modalities)], dim=1)
         return x, columns
+
+    @property
+    def modalities(self) -> list[Modality]:
+        """What is observed of a cell beside its genes."""
+        return [modality for modality in (self.proteins, self.accessibility) if modality is not None]
 
     @property
     def mean_head(self) -> MeanHead:
@@ -288,8 +303,6 @@ class Networks(Trainable):
 
     @override
     def log_prior(self) -> Float[Tensor, ""] | None:
-        of_genes = self.likelihood.log_prior()
-        if self.proteins is None:
-            return of_genes
-        of_proteins = self.proteins.likelihood.log_prior()
-        return of_proteins if of_genes is None else of_genes + of_proteins
+        parts = [self.likelihood.log_prior(), *(modality.log_prior() for modality in self.modalities)]
+        known = [part for part in parts if part is not None]
+        return torch.stack(known).sum() if known else None

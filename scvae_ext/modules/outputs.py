@@ -46,7 +46,7 @@ class VAEOutput:
         Likelihood of the genes at the sample.
     log_prob_others
         Log-probability, at the sample and in nats, of what was observed of each cell beside its genes: ``"proteins"``,
-        ``"labels"``.
+        ``"accessibility"``, ``"labels"``.
     """
 
     posterior: Posterior

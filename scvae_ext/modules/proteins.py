@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
 from scvae_ext.distributions import Mixture
 from scvae_ext.likelihoods import ProteinLikelihood
 from scvae_ext.minibatch import Minibatch, SparseCounts
+from scvae_ext.modules.modality import Modality
 from scvae_ext.types import CellIndices, CellsByProteins
 
 __all__ = ["ProteinModality"]
@@ -16,7 +18,7 @@ __all__ = ["ProteinModality"]
 MIN_LOG_STD = 0.1
 
 
-class ProteinModality(nn.Module):
+class ProteinModality(Modality):
     """What the encoder sees of the proteins, and their likelihood given the decoder's activations.
 
     The encoder sees standardised log counts. A protein that was not measured in the batch of a cell is zero there, its
@@ -30,6 +32,7 @@ class ProteinModality(nn.Module):
         For each batch, whether each protein was measured in it.
     """
 
+    name = "proteins"
     measured: Tensor
     log_mean: Tensor
     log_std: Tensor
@@ -37,6 +40,7 @@ class ProteinModality(nn.Module):
     def __init__(self, n_hidden: int, measured: Sequence[Sequence[bool]]) -> None:
         super().__init__()
         n_batches, self.n_proteins = len(measured), len(measured[0])
+        self.n_columns = self.n_proteins
         self.likelihood = ProteinLikelihood(n_hidden, self.n_proteins, n_batches)
         self.register_buffer("measured", torch.tensor(measured, dtype=torch.bool))
         self.register_buffer("log_mean", torch.zeros(self.n_proteins))
@@ -60,14 +64,8 @@ class ProteinModality(nn.Module):
         self.log_std.copy_(variance.sqrt().clamp_min(MIN_LOG_STD))
         self.likelihood.initialise(proteins, batch, self.measured)
 
+    @override
     def encoder_columns(self, minibatch: Minibatch) -> CellsByProteins:
-        """Return standardised log counts, zero for what was not measured.
-
-        Parameters
-        ----------
-        minibatch
-            The cells.
-        """
         standardised = (_proteins_of(minibatch).log1p() - self.log_mean) / self.log_std
         return standardised * self.measured[minibatch.batch]
 
@@ -84,18 +82,14 @@ class ProteinModality(nn.Module):
         px: Mixture = self.likelihood(hidden, batch)
         return px
 
+    @override
+    def log_prior(self) -> Float[Tensor, ""]:
+        return self.likelihood.log_prior()
+
+    @override
     def log_prob(
         self, hidden: Float[Tensor, "*samples cells hidden"], minibatch: Minibatch
     ) -> Float[Tensor, "*samples cells"]:
-        """Return the log-probability of the proteins that were measured of each cell, in nats.
-
-        Parameters
-        ----------
-        hidden
-            Activations of the decoder.
-        minibatch
-            The cells.
-        """
         counts = SparseCounts.from_dense(_proteins_of(minibatch))
         each = self.decode(hidden, minibatch.batch).log_prob_sparse(counts)
         return (each * self.measured[minibatch.batch]).sum(-1)

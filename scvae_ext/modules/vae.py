@@ -166,9 +166,7 @@ class VAE(Networks):
         """
         hidden = self.decode_hidden(latent, minibatch)
         px = self.likelihood(hidden, self.depth(minibatch, log_library), minibatch.batch, minibatch.label)
-        others = {}
-        if self.proteins is not None:
-            others["proteins"] = self.proteins.log_prob(hidden, minibatch)
+        others = {modality.name: modality.log_prob(hidden, minibatch) for modality in self.modalities}
         if isinstance(self.prior, LabelPrior):
             others["labels"] = self.prior.log_prob_label(latent[..., : self.n_latent], minibatch.label)
         return VAEOutput(posterior, latent, log_library, px, others)

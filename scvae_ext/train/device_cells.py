@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 
 from scvae_ext.data import CellSource
 from scvae_ext.minibatch import Minibatch, SparseCounts, cut
+from scvae_ext.peaks import AccessiblePeaks
 from scvae_ext.types import CellIndices, CellValues
 
 __all__ = ["PackedCells", "ReadAhead", "ResidentCells", "StreamedCells", "load_cells"]
@@ -29,6 +30,7 @@ COLUMNS = (
     "continuous_covariates",
     "size_factor",
     "proteins",
+    "peaks",
 )
 
 
@@ -45,7 +47,7 @@ class PackedCells:
         is gathered is known without asking the device.
     n_genes
         Number of columns.
-    library_size, batch, label, categorical_covariates, continuous_covariates, size_factor, proteins
+    library_size, batch, label, categorical_covariates, continuous_covariates, size_factor, proteins, peaks
         As for :class:`~scvae_ext.minibatch.Minibatch`.
     """
 
@@ -60,6 +62,7 @@ class PackedCells:
     continuous_covariates: Float[Tensor, "cells continuous"]
     size_factor: CellValues | None
     proteins: Float[Tensor, "cells proteins"] | None = None
+    peaks: AccessiblePeaks | None = None
 
     @classmethod
     def read(cls, source: CellSource, indices: Integer[np.ndarray, "chosen"]) -> Self:
@@ -94,16 +97,18 @@ class PackedCells:
         joined: dict[str, Any] = {
             name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0]._tensors()
         }
+        if parts[0].peaks is not None:
+            joined["peaks"] = AccessiblePeaks.concatenate([part.peaks for part in parts if part.peaks is not None])
         return replace(parts[0], indptr=np.concatenate([*indptr, ends[-1:]]), **joined)
 
     def _tensors(self) -> dict[str, Tensor]:
         every = {name: getattr(self, name) for name in ("values", "gene_index", *COLUMNS)}
-        return {name: tensor for name, tensor in every.items() if tensor is not None}
+        return {name: tensor for name, tensor in every.items() if isinstance(tensor, Tensor)}
 
     @property
     def n_bytes(self) -> int:
         """Memory that the tensors take, in bytes."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors().values())
+        return sum(tensor.nbytes for tensor in self._tensors().values()) + (self.peaks.nbytes if self.peaks else 0)
 
     def to(self, device: torch.device) -> Self:
         """Return a copy on another device; to a GPU it goes through locked memory, and nobody waits for it.
@@ -114,6 +119,8 @@ class PackedCells:
             The device.
         """
         sent: dict[str, Any] = {name: _send(tensor, device) for name, tensor in self._tensors().items()}
+        if self.peaks is not None:
+            sent["peaks"] = replace(self.peaks, peak_index=_send(self.peaks.peak_index, device))
         return replace(self, **sent)
 
     def gather(self, rows: Int[np.ndarray, "chosen"], batch_sizes: Sequence[int]) -> list[Minibatch]:
@@ -145,7 +152,11 @@ class PackedCells:
             len(rows),
             self.n_genes,
         )
-        columns = {name: column.index_select(0, chosen) for name, column in self._tensors().items() if name in COLUMNS}
+        columns: dict[str, Any] = {
+            name: column.index_select(0, chosen) for name, column in self._tensors().items() if name in COLUMNS
+        }
+        if self.peaks is not None:
+            columns["peaks"] = self.peaks[torch.from_numpy(rows)]
         return cut(Minibatch(counts, **columns), batch_sizes, ends)
 
 

@@ -143,6 +143,7 @@ def test_gradients_of_the_minibatch_before_are_replaced():
         {"dropout_rate": 1.0},
         {"proteins_measured": ((True, True),) * 2},
         {"n_known_labels": 2},
+        {"peaks_measured": (True, True), "n_peaks": 3},
     ],
     ids=lambda options: ", ".join(f"{name}={value}" for name, value in options.items()),
 )
@@ -171,6 +172,8 @@ def test_every_option_of_the_vae_has_been_thought_of():
         "decoder",
         "proteins_measured",
         "n_known_labels",
+        "peaks_measured",
+        "n_peaks",
     }
     assert set(inspect.signature(VAE).parameters) == sizes | derived | left_to_the_graph
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvae_ext.data import TrainingBlocks, align, read_registry, setup_anndata, synthetic_counts
+from scvae_ext.peaks import AccessiblePeaks
 from scvae_ext.train import device_cells
 from scvae_ext.train.device_cells import PackedCells, ReadAhead, ResidentCells, StreamedCells, load_cells
 
@@ -18,7 +19,7 @@ N_CELLS = 90
 @pytest.fixture(scope="module")
 def rich():
     """Cells with every kind of column, one with a single count in the middle of the others."""
-    adata = synthetic_counts(N_CELLS, 25, n_batches=3, library_size=20, n_proteins=3, seed=1)
+    adata = synthetic_counts(N_CELLS, 25, n_batches=3, library_size=20, n_proteins=3, n_peaks=30, seed=1)
     counts = adata.X.tolil()
     counts[40] = 0
     counts[40, 7] = 3
@@ -35,6 +36,7 @@ def rich():
         categorical_covariate_keys=["donor"],
         continuous_covariate_keys=["age"],
         protein_expression_obsm_key="protein",
+        accessibility_obsm_key="accessibility",
     )
     return align(adata, read_registry(adata))
 
@@ -49,6 +51,8 @@ def _assert_same(found, expected):
         for name in device_cells.COLUMNS:
             ours, theirs = getattr(one, name), getattr(other, name)
             assert (ours is None) == (theirs is None)
+            if isinstance(ours, AccessiblePeaks):
+                ours, theirs = (torch.cat([peaks.peak_index, peaks.offsets]) for peaks in (ours, theirs))
             assert ours is None or torch.equal(ours, theirs), name
 
 

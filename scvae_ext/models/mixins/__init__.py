@@ -1,5 +1,6 @@
 """The methods of variational autoencoders of counts, by topic."""
 
+from scvae_ext.models.mixins.accessibility import AccessibilityMixin
 from scvae_ext.models.mixins.comparison import ComparisonMixin
 from scvae_ext.models.mixins.counterfactual import CounterfactualMixin
 from scvae_ext.models.mixins.expression import ExpressionMixin
@@ -12,6 +13,7 @@ from scvae_ext.models.mixins.scores import ScoresMixin
 from scvae_ext.models.mixins.uncertainty import UncertaintyMixin
 
 __all__ = [
+    "AccessibilityMixin",
     "ComparisonMixin",
     "CounterfactualMixin",
     "ExpressionMixin",
