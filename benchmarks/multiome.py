@@ -88,15 +88,25 @@ def fit_genes_alone(adata: ad.AnnData, batch_key: str | None, seed: int, epochs:
 
 
 def fit_multivi(adata: ad.AnnData, batch_key: str | None, seed: int, epochs: int | None):
-    """Train MultiVI by its defaults, on genes and peaks side by side."""
+    """Train MultiVI by its defaults."""
+    import mudata
     import scvi
 
     scvi.settings.seed = seed
-    peaks = sp.csr_matrix(adata.obsm[KEY])
-    together = ad.AnnData(sp.hstack([adata.X, (peaks > 0).astype(np.float32)]).tocsr(), obs=adata.obs)
-    others = ["batch"] if batch_key == "modality" else None
-    scvi.model.MULTIVI.setup_anndata(together, batch_key=batch_key, categorical_covariate_keys=others)
-    model = scvi.model.MULTIVI(together, n_genes=adata.n_vars, n_regions=peaks.shape[1], n_latent=N_LATENT)
+    mudata.set_options(pull_on_update=False)
+    peaks = ad.AnnData((sp.csr_matrix(adata.obsm[KEY]) > 0).astype(np.float32), obs=adata.obs[[]].copy())
+    peaks.var_names = [f"peak_{i}" for i in range(peaks.n_vars)]
+    both = mudata.MuData(
+        {"rna": ad.AnnData(adata.X.copy(), obs=adata.obs[[]].copy(), var=adata.var[[]]), "atac": peaks}
+    )
+    both.obs = both.obs.join(adata.obs)
+    scvi.model.MULTIVI.setup_mudata(
+        both,
+        batch_key=batch_key,
+        categorical_covariate_keys=["batch"] if batch_key == "modality" else None,
+        modalities={"rna_layer": "rna", "atac_layer": "atac"},
+    )
+    model = scvi.model.MULTIVI(both, n_latent=N_LATENT)
     model.train(**({} if epochs is None else {"max_epochs": epochs}), accelerator="cpu", enable_progress_bar=False)
     return model
 
