@@ -14,6 +14,7 @@ from scvae_ext.analysis.intervals import (
     calibrate_intervals,
     interval_level,
 )
+from scvae_ext.analysis.label_calibration import LabelCalibration, fit_label_calibration
 from scvae_ext.analysis.library_sizes import LibrarySizes, fit_library_sizes
 from scvae_ext.analysis.moments import GroupMoments, group_moments
 from scvae_ext.analysis.novelty import Novelty, rank_among, replicate_test
@@ -38,6 +39,7 @@ __all__ = [
     "FoldChangePosterior",
     "GroupMoments",
     "IntervalCalibration",
+    "LabelCalibration",
     "LibrarySizes",
     "Novelty",
     "Overlap",
@@ -50,6 +52,7 @@ __all__ = [
     "change_table",
     "count_table",
     "expected_fdr",
+    "fit_label_calibration",
     "fit_library_sizes",
     "fold_change_posterior",
     "gaussian_entropy",

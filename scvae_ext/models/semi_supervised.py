@@ -2,21 +2,24 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 from anndata import AnnData
 from jaxtyping import Int
+from torch import Tensor
 from typing_extensions import override
 
+from scvae_ext.analysis import LabelCalibration
 from scvae_ext.data import CellSource, Registry, setup_anndata
 from scvae_ext.data.fields import shorten
 from scvae_ext.likelihoods import GeneLikelihood
 from scvae_ext.models.building import build_vae
 from scvae_ext.models.cells import Cells, evaluating
 from scvae_ext.models.inference import latent_parameters
+from scvae_ext.models.label_inference import calibrate_labels
 from scvae_ext.models.mixins import (
     ComparisonMixin,
     CounterfactualMixin,
@@ -251,8 +254,19 @@ class SemiSupervisedVAE(
                 moments = latent_parameters(self.module, Cells(source, train, self.device))
             mean, variance = (torch.from_numpy(values).to(self.device) for values in moments)
             generator = torch.Generator().manual_seed(self.seed)
-            prior.initialise(mean, variance, label.to(self.device), generator)
+            label = label.to(self.device)
+            self._calibration = calibrate_labels(prior, mean, variance, label, self.seed)
+            prior.initialise(mean, variance, label, generator)
         self.module.prior = prior
+
+    @override
+    def _described(self) -> dict[str, Any]:
+        return {**super()._described(), "label_calibration": asdict(self._calibration)}
+
+    @override
+    def _restore(self, description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        super()._restore(description, weights)
+        self._calibration = LabelCalibration(**description["label_calibration"])
 
     @override
     def _make_module(self, registry: Registry, options: Mapping[str, Any]) -> VAE:

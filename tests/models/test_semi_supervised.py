@@ -92,6 +92,25 @@ class TestAgainstTruth:
         assert unsure.sum() > 100
         assert abs(stated[unsure].mean() - is_right[unsure].mean()) < 0.1
 
+    def test_labels_that_do_not_follow_from_counts_make_the_model_less_sure(self, truth):
+        adata = truth.copy()
+        random = np.random.default_rng(0)
+        types = adata.obs["cell_type"].astype(str).to_numpy()
+        types = np.where(random.random(len(types)) < 0.3, random.permutation(types), types)
+        hidden = truth.obs["known"].isna().to_numpy()
+        adata.obs["cell_type"], adata.obs["known"] = types, np.where(hidden, "Unknown", types)
+        SemiSupervisedVAE.setup_anndata(adata, labels_key="known", batch_key="batch")
+        model = SemiSupervisedVAE(adata, n_hidden=64)
+        model.train(max_steps=1000, enable_progress_bar=False)
+        figures = [
+            right(model.predict(soft=True, key_added=None, calibrated=calibrated)[hidden], adata[hidden])
+            for calibrated in (False, True)
+        ]
+        (own, own_stated, is_right), (log_prob, stated, _) = figures
+        assert log_prob.mean() > own.mean() + 0.05
+        assert abs(stated.mean() - is_right.mean()) < abs(own_stated.mean() - is_right.mean())
+        assert abs(stated.mean() - is_right.mean()) < 0.08
+
     def test_the_latent_space_tells_types_apart_and_not_batches(self, model, truth):
         from sklearn.neighbors import KNeighborsClassifier
 
@@ -159,7 +178,7 @@ def test_a_known_label_is_part_of_the_evidence(small):
     without = model.get_elbo(return_mean=False, n_samples=500)
     small.obs["known"] = small.obs["cell_type"].astype(str)
     with_label = model.get_elbo(return_mean=False, n_samples=500)
-    probabilities = model.predict(soft=True, key_added=None, n_samples=2000)
+    probabilities = model.predict(soft=True, key_added=None, n_samples=2000, calibrated=False)
     log_prob, _, _ = right(probabilities, small)
     # By Jensen's inequality the mean of log p(y | z) is at most the log of the mean.
     assert (with_label - without <= log_prob + 0.02).all()
@@ -173,6 +192,7 @@ def test_a_saved_model_predicts_the_same(small, tmp_path):
     loaded = SemiSupervisedVAE.load(tmp_path / "model", small)
     np.testing.assert_array_equal(loaded.predict(soft=True, key_added=None), expected)
     assert loaded.module.prior.n_per_label == 2
+    assert loaded.label_calibration == model.label_calibration
     with pytest.raises(ValueError, match=r"SemiSupervisedVAE\.load"):
         SCVAE.load(tmp_path / "model")
 

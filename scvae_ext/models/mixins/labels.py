@@ -3,6 +3,7 @@
 import pandas as pd
 from anndata import AnnData
 
+from scvae_ext.analysis import LabelCalibration
 from scvae_ext.models.cells import evaluating
 from scvae_ext.models.label_inference import label_probabilities
 from scvae_ext.models.mixins.base import VAEModel
@@ -14,6 +15,13 @@ __all__ = ["LabelMixin"]
 
 class LabelMixin(VAEModel):
     """Which label a cell has."""
+
+    _calibration: LabelCalibration = LabelCalibration()
+
+    @property
+    def label_calibration(self) -> LabelCalibration:
+        """By how much :meth:`predict` makes probabilities less sure than the model is."""
+        return self._calibration
 
     @property
     def label_names(self) -> list[str]:
@@ -28,6 +36,7 @@ class LabelMixin(VAEModel):
         batch_size: int | None = None,
         *,
         n_samples: int = 50,
+        calibrated: bool = True,
         seed: int = 0,
         fill_missing_genes: bool = False,
         key_added: str | None = "scvae_label",
@@ -40,8 +49,11 @@ class LabelMixin(VAEModel):
 
         A label that the AnnData already has plays no part: of a cell that was trained on with its label, this is what
         its counts alone say. Noise is shared between cells as for :meth:`get_normalized_expression`, so that the
-        result is deterministic. Probabilities are among the known labels: a cell of a type that none of them names
-        gets the one that is nearest; :meth:`get_novelty` asks whether there is one.
+        result is deterministic.
+
+        The model is then made less sure, by as much as it was found to be too sure of labels that were held out, before
+        it learned from them (:attr:`label_calibration`). Probabilities are among the known labels: a cell of a type
+        that none of them names gets the one that is nearest; :meth:`get_novelty` asks whether there is one.
 
         Parameters
         ----------
@@ -51,6 +63,8 @@ class LabelMixin(VAEModel):
             Whether to return probabilities rather than labels.
         n_samples, seed
             Samples of the posterior, and their seed.
+        calibrated
+            Whether to make the model less sure. The most probable label is the same.
         key_added
             Key of ``adata.obs``, or of ``adata.obsm`` with ``soft=True``; ``None`` writes nothing.
 
@@ -67,9 +81,12 @@ class LabelMixin(VAEModel):
             As for :meth:`get_latent_representation`.
         """
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
-        arguments = {"n_samples": whole_number("n_samples", n_samples), "seed": whole_number("seed", seed, least=0)}
+        n_samples, seed = whole_number("n_samples", n_samples), whole_number("seed", seed, least=0)
         with evaluating(self.module):
-            probabilities = label_probabilities(self.module, cells, **arguments)
+            probabilities = label_probabilities(self.module, cells, n_samples, seed)
+        if true_or_false("calibrated", calibrated):
+            probabilities = self._calibration.apply(probabilities)
+        arguments = {"n_samples": n_samples, "seed": seed, "calibrated": calibrated}
         names, index = self.label_names, cells.source.obs_names[cells.positions]
         if true_or_false("soft", soft):
             self._write(adata, "obsm", key_added, probabilities, cells, write_subset, arguments, names)
