@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from stores import stored
@@ -127,6 +128,28 @@ def test_a_protein_that_a_batch_lacks_is_decoded_where_it_was_measured(model):
     np.testing.assert_allclose(both["protein_1"], (own["protein_1"] + other["protein_1"]) / 2, rtol=1e-5)
     pd.testing.assert_frame_equal(both[HIDDEN], other[HIDDEN])
     assert model.proteins_measured.loc["batch_1"].sum() == 6
+
+
+def test_draws_of_a_protein_that_a_batch_lacks_are_as_where_it_was_measured():
+    adata = synthetic_counts(90, 20, n_batches=3, n_proteins=3)
+    batch = adata.obs["batch"].to_numpy()
+    adata.obsm["protein"].loc[batch == "batch_2", ["protein_0", "protein_1"]] = np.nan
+    with pytest.warns(UserWarning, match="not measured there"):
+        CiteVAE.setup_anndata(adata, batch_key="batch", **{KEY: "protein"})
+    model = trained(adata)
+    with torch.no_grad():
+        # A batch of its own for each count, and nonsense where none was learned.
+        model.module.proteins.likelihood.log_background.copy_(torch.tensor([[0.0] * 3, [6.0] * 3, [12.0] * 3]))
+    draws = model.posterior_predictive_proteins(n_samples=300, seed=1)
+    expected = model.get_protein_expression(n_samples=100, include_background=True, key_added=None).to_numpy()
+    lacking = batch == "batch_2"
+    for cells, proteins in ((lacking, [0, 1]), (lacking, [2]), (~lacking, [0, 1, 2])):
+        chosen = np.ix_(cells, proteins)
+        assert draws[:, *chosen].mean() == pytest.approx(expected[chosen].mean(), rel=0.1)
+    # One batch or the other each time, and the same one for both proteins.
+    is_high = np.log1p(draws[:, lacking, :2]) > 4
+    assert is_high.mean() == pytest.approx(0.5, abs=0.05)
+    assert (is_high[..., 0] == is_high[..., 1]).mean() > 0.95
 
 
 def test_results_are_written_with_provenance_and_survive_h5ad(small, tmp_path):
