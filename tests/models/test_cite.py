@@ -188,6 +188,27 @@ def test_a_change_of_proteins_in_place_is_seen(small):
     np.testing.assert_array_equal(np.delete(before, 3, 0), np.delete(after, 3, 0))
 
 
+def test_scores_are_those_of_genes_and_of_the_proteins_that_were_measured(small):
+    there = (small.obs["batch"] == "batch_1").to_numpy()
+    small.obsm["protein"].loc[there, "protein_2"] = np.nan
+    with pytest.warns(UserWarning, match="not measured there"):
+        CiteVAE.setup_anndata(small, batch_key="batch", **{KEY: "protein"})
+    model = trained(small)
+    scores = (model.get_elbo, model.get_reconstruction_error, model.get_marginal_ll)
+    before = [score(return_mean=False) for score in scores]
+    # Nobody has seen what was not measured, and the encoder does not see it either.
+    small.obsm["protein"].loc[there, "protein_2"] = 7
+    for score, values in zip(scores, before, strict=True):
+        np.testing.assert_array_equal(score(return_mean=False), values)
+        assert score() == pytest.approx(values.mean())
+    chosen = np.flatnonzero(there)[[7, 2]]
+    np.testing.assert_allclose(model.get_marginal_ll(indices=chosen, return_mean=False), before[2][chosen], atol=0.5)
+    small.obsm["protein"].loc[there, "protein_1"] = 5000
+    for score, values, sign in zip(scores, before, (-1, 1, -1), strict=True):
+        change = sign * (score(return_mean=False) - values)
+        assert (change[there] > 1).all()
+
+
 def test_it_is_saved_and_loaded(small, tmp_path):
     model = trained(small)
     model.save(tmp_path / "model")
