@@ -15,7 +15,7 @@ from scvae_ext.analysis.moments import GroupMoments
 from scvae_ext.analysis.replicates import SampleContrast
 from scvae_ext.analysis.shrinkage import fold_change_posterior
 
-__all__ = ["Comparison", "TestMode", "bayes_factor", "change_table", "count_table"]
+__all__ = ["Comparison", "TestMode", "bayes_factor", "change_table", "count_table", "shortage_of_samples"]
 
 TestMode = Literal["two", "three"]
 
@@ -158,18 +158,35 @@ def bayes_factor(probability: Float[np.ndarray, "genes"]) -> Float[np.ndarray, "
     return log_odds
 
 
+def shortage_of_samples(comparison: Comparison, sample: Int[np.ndarray, "units"], names: Sequence[str]) -> str | None:
+    """Return in words why a comparison has too few samples, or ``None`` where they suffice.
+
+    Parameters
+    ----------
+    comparison
+        Which units to compare.
+    sample, names
+        Sample of each unit, and the names of the samples.
+    """
+    in_one, in_two = (np.unique(sample[members]) for members in (comparison.one, comparison.two))
+    if min(len(in_one), len(in_two)) >= 2:
+        return None
+    return (
+        f"{comparison.name}: with sample_key, samples are the replicates, but {comparison.group1!r} has cells of "
+        f"{_listed(in_one, names)} and {comparison.group2!r} of {_listed(in_two, names)}. Each group needs two "
+        "samples at least. Leave sample_key out to take cells as replicates, which says nothing about new samples."
+    )
+
+
 def _between_samples(
     moments: GroupMoments, comparison: Comparison, sample: Int[np.ndarray, "units"], names: Sequence[str]
 ) -> SampleContrast:
+    shortage = shortage_of_samples(comparison, sample, names)
+    if shortage is not None:
+        raise ValueError(shortage)
     in_one, in_two = (np.unique(sample[members]) for members in (comparison.one, comparison.two))
     shared = np.intersect1d(in_one, in_two)
     paired = len(shared) >= 2
-    if not paired and min(len(in_one), len(in_two)) < 2:
-        raise ValueError(
-            f"{comparison.name}: with sample_key, samples are the replicates, but {comparison.group1!r} has cells of "
-            f"{_listed(in_one, names)} and {comparison.group2!r} of {_listed(in_two, names)}. Each group needs two "
-            "samples at least. Leave sample_key out to take cells as replicates, which says nothing about new samples."
-        )
     left_out = np.setxor1d(in_one, in_two) if paired else shared
     if paired:
         in_one = in_two = shared

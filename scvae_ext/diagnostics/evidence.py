@@ -159,6 +159,8 @@ def evidence(
         \log p(x) \approx \log \frac1K \sum_{k=1}^K w_k, \qquad
         w_k = \frac{p(x \mid z_k)\,p(z_k)}{r(z_k)}, \qquad z_k \sim r(z)
 
+    x is all that was observed of a cell, as for :meth:`~scvae_ext.SCVAE.get_elbo`: genes, proteins, and its label.
+
     The proposal r is the encoder's posterior :math:`q(z \mid x)`, or the cell's own diagonal Gaussian :math:`q^*`,
     found by gradient steps from there on the ELBO, with the path derivative of Roeder et al. Encoders fit held-out
     cells badly enough that few of their samples count, and :math:`q^*` then gives a far better estimate.

@@ -227,6 +227,11 @@ def _counts(adata: AnnData, genes: pd.Index, layer: str | None, name: str) -> sp
         raise ValueError(f"{name} has {adata.n_obs} cells: at least {FEWEST_CELLS} are needed.")
     matrix = adata.X if layer is None else adata.layers[layer]
     counts = sp.csr_matrix(matrix, dtype=np.float64)
+    if not counts.has_canonical_format or not counts.data.all():
+        # An entry stands for a gene that was detected. The matrix may be the user's own.
+        counts = counts.copy()
+        counts.sum_duplicates()
+        counts.eliminate_zeros()
     if not adata.var_names.equals(genes):
         counts = counts[:, adata.var_names.get_indexer(genes)]
     if len(counts.data) and (counts.data.min() < 0 or (counts.data != np.rint(counts.data)).any()):

@@ -21,6 +21,7 @@ from scvae_ext.analysis import (
     group_moments,
     rank_genes_groups,
 )
+from scvae_ext.analysis.differential_expression import shortage_of_samples
 from scvae_ext.data import make_actual, record_result
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.groups import FEWEST_CELLS, REST, GroupPair, Groups
@@ -55,6 +56,9 @@ class ChangeOptions:
         Batches to compare cells in, by position; the observed ones where empty.
     all_stats
         Whether to add columns on the raw counts.
+    leave_out_small
+        Whether groups with too few cells or samples are left out with a warning, as of all groups of a column, or
+        an error, as those that were asked for.
     n_samples
         Draws of a cell that its expression is averaged over.
     n_pairs
@@ -70,6 +74,7 @@ class ChangeOptions:
     levels: Sequence[float]
     batches: Sequence[int]
     all_stats: bool
+    leave_out_small: bool
     n_samples: int
     n_pairs: int
     seed: int
@@ -164,9 +169,10 @@ def compare_groups(
     Raises
     ------
     ValueError
-        If a group that was asked for has fewer than three cells, or there is nothing to compare.
+        If a group that was asked for has fewer than three cells or, where these are the replicates, two samples, or
+        there is nothing to compare.
     """
-    comparisons = _large_enough(groups, units)
+    comparisons = _large_enough(groups, units, options.leave_out_small)
     positions = np.flatnonzero(units.of_cell >= 0)
     used = replace(cells, positions=positions)
     draws = posterior_draws(module, used, options.batches, options.n_samples, options.seed, others=others)
@@ -244,28 +250,36 @@ def write_ranking(adata: AnnData, key: str, tables: Mapping[str, pd.DataFrame], 
     record_result(adata, f'uns["{key}"]', {**provenance, "written": written})
 
 
-def _large_enough(groups: Groups, units: Units) -> list[Comparison]:
-    """Return the comparisons whose groups have enough cells, where cells are the replicates."""
-    sizes = {name: groups.size(place) for place, name in enumerate(groups.names)}
+def _large_enough(groups: Groups, units: Units, leave_out_small: bool) -> list[Comparison]:
+    """Return the comparisons whose groups have enough cells and, where these are the replicates, samples."""
     comparisons, too_small = [], []
     for pair in groups.pairs:
         comparison = units.comparison(pair, groups.names)
-        n_cells = [int(np.isin(units.of_cell, np.flatnonzero(side)).sum()) for side in (comparison.one, comparison.two)]
-        if units.sample is None and min(n_cells) < FEWEST_CELLS:
-            too_small.append((comparison, n_cells))
-        else:
+        shortage = _shortage(comparison, groups, units)
+        if shortage is None:
             comparisons.append(comparison)
+        else:
+            too_small.append((comparison.group1, shortage))
     if not too_small:
         return comparisons
-    everything = groups.groupby is not None and len(groups.pairs) > 1 and len(comparisons) > 0
-    first, n_cells = too_small[0]
-    what = f"{first.name} has {n_cells[0]} and {n_cells[1]} cells; each side needs {FEWEST_CELLS} at least."
-    if not everything:
-        listed = ", ".join(f"{name!r} ({size})" for name, size in sizes.items())
-        raise ValueError(f"{what} Groups with their numbers of cells are {listed}.")
-    left_out = ", ".join(repr(comparison.group1) for comparison, _ in too_small)
-    warnings.warn(f"{what} No table for {left_out}.", UserWarning, stacklevel=4)
+    reason = too_small[0][1]
+    if not leave_out_small or not comparisons:
+        raise ValueError(reason)
+    left_out = ", ".join(repr(name) for name, _ in too_small)
+    warnings.warn(f"{reason} No table for {left_out}.", UserWarning, stacklevel=4)
     return comparisons
+
+
+def _shortage(comparison: Comparison, groups: Groups, units: Units) -> str | None:
+    """Return in words what a comparison has too few of, or ``None`` if it can be made."""
+    one, two = (int(np.isin(units.of_cell, np.flatnonzero(side)).sum()) for side in (comparison.one, comparison.two))
+    if min(one, two) < FEWEST_CELLS:
+        listed = ", ".join(f"{name!r} ({groups.size(place)})" for place, name in enumerate(groups.names))
+        return (
+            f"{comparison.name} has {one} and {two} cells; each side needs {FEWEST_CELLS} at least. "
+            f"Groups with their numbers of cells are {listed}."
+        )
+    return None if units.sample is None else shortage_of_samples(comparison, units.sample, units.sample_names)
 
 
 def _pair_probabilities(

@@ -15,6 +15,8 @@ __all__ = ["GroupPair", "Groups", "cells_of_groups", "select_groups", "select_la
 REST = "Rest"
 # Fewer cells say nothing about how much cells of a group differ.
 FEWEST_CELLS = 3
+# A column beside those of the user in a query.
+POSITION = "_scvae_ext_position"
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,12 @@ def select_groups(
     second = None if group2 is None else position[str(group2)]
     if second is not None and str(group2) in map(str, chosen):
         raise ValueError(f"group1 and group2 both name {group2!r}: a group differs in nothing from itself.")
-    if len(names) < 2 and not (of_cell < 0).any():
+    if not names:
+        raise ValueError(
+            f"groupby={groupby!r}: no cell has a value in this column of adata.obs. Name a column with groups, one of "
+            f"{_listed(obs.columns)}."
+        )
+    if len(names) < 2 and (second is not None or not (of_cell < 0).any()):
         raise ValueError(f"adata.obs[{groupby!r}] holds one group alone, {names[0]!r}: there is nothing to compare.")
     if second is not None:
         kept = [*(position[str(name)] for name in chosen), second]
@@ -226,7 +233,9 @@ def _by_hand(obs: pd.DataFrame, idx1: CellSelection | str, idx2: CellSelection |
 def _picked(obs: pd.DataFrame, argument: str, cells: CellSelection | str) -> Int[np.ndarray, "chosen"]:
     if isinstance(cells, str):
         try:
-            chosen = np.flatnonzero(obs.index.isin(obs.query(cells).index))
+            # By position, since names may repeat.
+            numbered = obs.assign(**{POSITION: np.arange(len(obs))})
+            chosen = np.unique(numbered.query(cells)[POSITION])
         except (NameError, SyntaxError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{argument}={cells!r} cannot be used as a query of adata.obs ({error}); "

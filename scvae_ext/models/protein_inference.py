@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scvae_ext.distributions import Mixture
@@ -86,6 +86,9 @@ def protein_samples(
 ) -> Float[np.ndarray, "samples cells proteins"]:
     """Return counts drawn from the posterior predictive distribution, in the batch of each cell.
 
+    Where a protein was not measured in that batch nothing is known of it there, and each draw is in one of the batches
+    in which it was measured, by chance.
+
     Parameters
     ----------
     module, cells, n_samples, seed
@@ -99,8 +102,14 @@ def protein_samples(
         for rows, minibatch in cells:
             qz = module.encode(minibatch).qz
             for of_sample in draws:
-                hidden = module.decode_hidden(torch.normal(qz.loc, qz.scale), minibatch)
-                of_sample[rows] = modality.decode(hidden, minibatch.batch).sample().cpu().numpy()
+                latent = torch.normal(qz.loc, qz.scale)
+                chosen = _drawn_batches(modality.measured, minibatch.batch)
+                counts = torch.zeros(chosen.shape, device=chosen.device)
+                others = torch.unique(chosen[chosen != minibatch.batch.unsqueeze(-1)])
+                for batch in (minibatch.batch, *(other.expand_as(minibatch.batch) for other in others)):
+                    px = modality.decode(module.decode_hidden(latent, minibatch, batch), batch)
+                    counts = torch.where(chosen == batch.unsqueeze(-1), px.sample(), counts)
+                of_sample[rows] = counts.cpu().numpy()
     return draws
 
 
@@ -157,6 +166,20 @@ def weighted_batches(
     for batch in range(n_batches):
         if bool(weights[:, batch].any()):
             yield torch.full_like(minibatch.batch, batch), weights[:, batch]
+
+
+def _drawn_batches(
+    measured: Bool[Tensor, "batches proteins"], batch: Int[Tensor, "cells"]
+) -> Int[Tensor, "cells proteins"]:
+    """Return a batch in which each protein was measured: that of the cell, or one by chance.
+
+    Proteins that were measured in the same batches get the same one in a cell, as if it were a cell of that batch.
+    """
+    if bool(measured[batch].all()):
+        return batch.unsqueeze(-1).expand(-1, measured.shape[1])
+    order = torch.rand(len(batch), len(measured), device=batch.device)
+    order.scatter_(1, batch.unsqueeze(-1), 1.0)
+    return torch.where(measured, order.unsqueeze(-1), -1.0).argmax(1)
 
 
 def _proteins_of(module: VAE) -> ProteinModality:

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 __all__ = [
     "CellSelection",
@@ -33,7 +34,7 @@ def select_cells(indices: CellSelection | None, obs_names: pd.Index) -> Int[np.n
     Raises
     ------
     ValueError, IndexError
-        If the mask has another length, a name is missing, or a position does not exist.
+        If the mask has another length or missing values, a name is missing, or a position does not exist.
     """
     n_cells = len(obs_names)
     if indices is None:
@@ -42,11 +43,10 @@ def select_cells(indices: CellSelection | None, obs_names: pd.Index) -> Int[np.n
         indices = np.arange(n_cells)[indices]
     if isinstance(indices, set | frozenset):
         raise ValueError(f"indices is a set, which has no order: pass a list of {CELLS_MAY_BE}.")
-    if isinstance(indices, pd.Series) and indices.dtype == bool and not indices.index.equals(obs_names):
-        raise ValueError(
-            "indices is a mask whose index is not adata.obs_names: "
-            "pass indices.loc[adata.obs_names] or indices.to_numpy()."
-        )
+    dtype: Any = getattr(indices, "dtype", None)
+    if pd.api.types.is_bool_dtype(dtype):
+        # Nullable and categorical masks become arrays of objects otherwise, and lose what they are.
+        indices = _whole_mask(indices, obs_names)
     asked = np.atleast_1d(np.asarray(indices))
     if asked.ndim != 1:
         raise ValueError(f"indices has {asked.ndim} axes: pass {CELLS_MAY_BE}.")
@@ -137,6 +137,22 @@ def select_options(
             f"{argument} holds {unknown[0]!r}, which is not in {key!r}; known are {', '.join(map(repr, valid))}."
         )
     return [positions[str(name)] for name in names]
+
+
+def _whole_mask(mask: Any, obs_names: pd.Index) -> Bool[np.ndarray, "entries"]:
+    """Return a mask of any dtype as an array."""
+    if isinstance(mask, pd.Series) and not mask.index.equals(obs_names):
+        raise ValueError(
+            "indices is a mask whose index is not adata.obs_names: "
+            "pass indices.loc[adata.obs_names] or indices.to_numpy()."
+        )
+    n_missing = int(np.count_nonzero(pd.isna(mask)))
+    if n_missing:
+        raise ValueError(
+            f"indices is a mask of which {n_missing} of {len(mask)} values are missing: "
+            "pass indices.fillna(False) to leave these cells out, or indices.fillna(True)."
+        )
+    return np.asarray(mask, dtype=bool)
 
 
 def _positions_of_names(

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from scvae_ext.analysis import gaussian_entropy, gaussian_information, label_probabilities
 from scvae_ext.models.cells import BATCH_SIZE, Cells
@@ -14,7 +15,7 @@ from scvae_ext.modules import VAE
 
 __all__ = ["Labels", "cell_uncertainty"]
 
-# Step of finite differences, in standard deviations of the prior.
+# Step of finite differences, in standard deviations of the prior where the cell is.
 STEP = 0.05
 # Entries of (cells, latent, genes) at once: 64 MB in single precision.
 MAX_ENTRIES = 2**24
@@ -89,8 +90,8 @@ def cell_uncertainty(
 def _laplace_entropy(module: VAE, cells: Cells) -> Float[np.ndarray, "cells"]:
     r"""Return the entropy of the Gaussian that the decoder's curvature at the posterior mean gives, in nats.
 
-    Its precision is :math:`I + J^\top \operatorname{diag}(v)^{-1} J` with the variance v of the counts and the
-    derivatives J of their mean by z: the Fisher information of the mean, and that of a standard normal prior.
+    Its precision is :math:`\Lambda + J^\top \operatorname{diag}(v)^{-1} J` with the variance v of the counts and the
+    derivatives J of their mean by z: the Fisher information of the mean, and the precision of the prior.
     """
     n_latent = module.n_latent
     entropy = np.empty(len(cells))
@@ -100,14 +101,30 @@ def _laplace_entropy(module: VAE, cells: Cells) -> Float[np.ndarray, "cells"]:
         centre = posterior.qz.loc
         log_library = None if posterior.log_library is None else posterior.log_library.loc
         scale = module.decode(centre, minibatch, log_library).variance.sqrt()
+        prior = _prior_precision(module, centre[:, :n_latent])
         slopes = []
-        for dimension in range(n_latent):
+        for dimension, length in enumerate((STEP * prior.rsqrt()).T):
             step = torch.zeros_like(centre)
-            step[:, dimension] = STEP
+            step[:, dimension] = length
             above, below = (module.decode(centre + sign * step, minibatch, log_library).mean for sign in (1, -1))
-            slopes.append((above - below) / (2 * STEP * scale))
+            slopes.append((above - below) / (2 * length.unsqueeze(1) * scale))
         slope = torch.stack(slopes, dim=1).double()
-        precision = torch.eye(n_latent, dtype=slope.dtype, device=slope.device) + slope @ slope.mT
+        precision = torch.diag_embed(prior.double()) + slope @ slope.mT
         constant = n_latent * np.log(2 * np.pi * np.e)
         entropy[rows] = 0.5 * (constant - torch.logdet(precision)).cpu().numpy()
     return entropy
+
+
+def _prior_precision(module: VAE, z: Float[Tensor, "cells latent"]) -> Float[Tensor, "cells latent"]:
+    r"""Return the precision of each dimension of the prior at some points: one for a standard normal prior.
+
+    Of a mixture it is that of its Gaussians, averaged by how probably the point is of each of them,
+    :math:`\sum_k p(k \mid z) / s_k^2`. The negative second derivative of :math:`\log p(z)` is less than that by the
+    spread of the Gaussians' gradients, which between two of them leaves no precision at all, and so no Gaussian.
+    """
+    if module.prior is None:
+        return torch.ones_like(z)
+    components = module.prior.components(module.encoder)
+    log_joint = components.log_prob(z.unsqueeze(1)).sum(-1) + module.prior.logits.log_softmax(0)
+    precision: Tensor = log_joint.softmax(-1) @ components.variance.reciprocal()
+    return precision

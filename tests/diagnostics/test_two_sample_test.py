@@ -89,6 +89,23 @@ def test_genes_are_matched_by_name_and_samples_are_thinned(cells):
     assert other.reference[0].n_second == 100
 
 
+def test_how_counts_are_stored_makes_no_difference(cells):
+    counts = cells[N : N + 100].X.toarray().astype(np.float64)
+    n_cells, n_genes = counts.shape
+    # Every entry twice, zeros as well: one of its counts, and the others.
+    parts = np.concatenate([counts > 0, counts - (counts > 0)], axis=1).ravel()
+    offsets = np.arange(n_cells + 1) * 2 * n_genes
+    stored = sp.csr_matrix((parts, np.tile(np.arange(n_genes), 2 * n_cells), offsets), shape=counts.shape)
+    n_stored = stored.nnz
+    one, two = (
+        two_sample_test(cells[:100], AnnData(matrix, var=cells.var), classifiers=["linear"], n_permutations=5)
+        for matrix in (sp.csr_matrix(counts), stored)
+    )
+    assert one.to_frame().equals(two.to_frame())
+    assert one.features.equals(two.features)
+    assert stored.nnz == n_stored
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from stores import stored
@@ -129,6 +130,28 @@ def test_a_protein_that_a_batch_lacks_is_decoded_where_it_was_measured(model):
     assert model.proteins_measured.loc["batch_1"].sum() == 6
 
 
+def test_draws_of_a_protein_that_a_batch_lacks_are_as_where_it_was_measured():
+    adata = synthetic_counts(90, 20, n_batches=3, n_proteins=3)
+    batch = adata.obs["batch"].to_numpy()
+    adata.obsm["protein"].loc[batch == "batch_2", ["protein_0", "protein_1"]] = np.nan
+    with pytest.warns(UserWarning, match="not measured there"):
+        CiteVAE.setup_anndata(adata, batch_key="batch", **{KEY: "protein"})
+    model = trained(adata)
+    with torch.no_grad():
+        # A batch of its own for each count, and nonsense where none was learned.
+        model.module.proteins.likelihood.log_background.copy_(torch.tensor([[0.0] * 3, [6.0] * 3, [12.0] * 3]))
+    draws = model.posterior_predictive_proteins(n_samples=300, seed=1)
+    expected = model.get_protein_expression(n_samples=100, include_background=True, key_added=None).to_numpy()
+    lacking = batch == "batch_2"
+    for cells, proteins in ((lacking, [0, 1]), (lacking, [2]), (~lacking, [0, 1, 2])):
+        chosen = np.ix_(cells, proteins)
+        assert draws[:, *chosen].mean() == pytest.approx(expected[chosen].mean(), rel=0.1)
+    # One batch or the other each time, and the same one for both proteins.
+    is_high = np.log1p(draws[:, lacking, :2]) > 4
+    assert is_high.mean() == pytest.approx(0.5, abs=0.05)
+    assert (is_high[..., 0] == is_high[..., 1]).mean() > 0.95
+
+
 def test_results_are_written_with_provenance_and_survive_h5ad(small, tmp_path):
     model = trained(small)
     latent, genes = model.get_latent_representation(), model.get_normalized_expression()
@@ -163,6 +186,27 @@ def test_a_change_of_proteins_in_place_is_seen(small):
     after = model.get_latent_representation(key_added=None)
     assert not np.allclose(before[3], after[3])
     np.testing.assert_array_equal(np.delete(before, 3, 0), np.delete(after, 3, 0))
+
+
+def test_scores_are_those_of_genes_and_of_the_proteins_that_were_measured(small):
+    there = (small.obs["batch"] == "batch_1").to_numpy()
+    small.obsm["protein"].loc[there, "protein_2"] = np.nan
+    with pytest.warns(UserWarning, match="not measured there"):
+        CiteVAE.setup_anndata(small, batch_key="batch", **{KEY: "protein"})
+    model = trained(small)
+    scores = (model.get_elbo, model.get_reconstruction_error, model.get_marginal_ll)
+    before = [score(return_mean=False) for score in scores]
+    # Nobody has seen what was not measured, and the encoder does not see it either.
+    small.obsm["protein"].loc[there, "protein_2"] = 7
+    for score, values in zip(scores, before, strict=True):
+        np.testing.assert_array_equal(score(return_mean=False), values)
+        assert score() == pytest.approx(values.mean())
+    chosen = np.flatnonzero(there)[[7, 2]]
+    np.testing.assert_allclose(model.get_marginal_ll(indices=chosen, return_mean=False), before[2][chosen], atol=0.5)
+    small.obsm["protein"].loc[there, "protein_1"] = 5000
+    for score, values, sign in zip(scores, before, (-1, 1, -1), strict=True):
+        change = sign * (score(return_mean=False) - values)
+        assert (change[there] > 1).all()
 
 
 def test_it_is_saved_and_loaded(small, tmp_path):

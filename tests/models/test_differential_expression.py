@@ -55,6 +55,10 @@ def counts():
     adata.obs["batch"] = np.array(["one", "two"])[batch]
     adata.obs["donor"] = [f"d{i}" for i in (np.arange(N_CELLS) // 6) % 5]
     adata.obs["small"] = pd.Categorical(["few" if i < 2 else "many" if i < 180 else "others" for i in range(N_CELLS)])
+    # Samples of which two hold the small group, and samples of which one holds all of "b".
+    adata.obs["pair"] = [f"p{i % 2}" for i in range(N_CELLS)]
+    adata.obs["alone"] = np.where(adata.obs["type"] == "b", "only", adata.obs["donor"])
+    adata.obs["nothing"] = np.nan
     adata.var_names = [f"gene{i}" for i in range(N_GENES)]
     SCVAE.setup_anndata(adata, batch_key="batch")
     return adata
@@ -234,6 +238,11 @@ def test_random_states_stay_as_they_were(model):
     [
         ({"groupby": "type", "group1": "z"}, "group1='z' is not in.*'a', 'b', 'c'"),
         ({"groupby": "small", "group1": "few"}, r"has 2 and 358 cells; each side needs 3.*'few' \(2\), 'many' \(178\)"),
+        ({"groupby": "small", "group1": ["many", "few"]}, "few vs Rest has 2 and 358 cells"),
+        ({"groupby": "small", "group1": "few", "sample_key": "pair"}, "few vs Rest has 2 and 358 cells"),
+        ({"idx1": [0, 1]}, "one vs Rest has 2 and 358 cells"),
+        ({"groupby": "nothing"}, "no cell has a value in this column"),
+        ({"groupby": "type", "group1": ["a", "b"], "sample_key": "alone"}, "'b' has cells of 1 sample"),
         ({"groupby": "type", "mode": "other"}, 'use "change" or "vanilla"'),
         ({"groupby": "type", "delta": -1.0}, "delta=-1.0 must be a log2 fold change"),
         ({"groupby": "type", "fdr_target": 5}, "fdr_target=5 must lie between 0 and 1"),
@@ -259,6 +268,19 @@ def test_small_groups_are_left_out_with_a_warning(model):
     with pytest.warns(UserWarning, match="has 2 and 358 cells.*No table for 'few'"):
         table = model.differential_expression(groupby="small", key_added=None)
     assert table["group1"].unique().tolist() == ["many", "others"]
+    with pytest.warns(UserWarning, match="has 2 and 358 cells.*No table for 'few'"):
+        table = model.differential_expression(groupby="small", sample_key="pair", key_added=None)
+    assert table["group1"].unique().tolist() == ["many", "others"]
+
+
+def test_groups_of_a_single_sample_are_left_out_with_a_warning(model):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = model.differential_expression(groupby="type", sample_key="alone", key_added=None)
+    assert table["group1"].unique().tolist() == ["a", "c"]
+    said = [str(warning.message) for warning in caught if "No table for 'b'" in str(warning.message)]
+    assert len(said) == 1
+    assert "'b' has cells of 1 sample ('only')" in said[0]
 
 
 def test_an_untrained_model_is_refused(counts):

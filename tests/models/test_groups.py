@@ -56,6 +56,12 @@ def test_cells_by_hand(obs, idx1, idx2, expected):
     assert groups.pairs == (GroupPair(0, None if idx2 is None else 1),)
 
 
+def test_a_query_takes_the_cells_that_match_and_no_others_of_their_name(obs):
+    obs.index = ["cell"] * 3 + ["other"] * 3
+    assert _select(obs, idx1="age > 4").of_cell.tolist() == [-1, -1, -1, -1, 0, 0]
+    assert _select(obs, idx1="index == 'cell'", idx2="type == 'c'").of_cell.tolist() == [0, 0, 0, 1, -2, -2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -80,9 +86,18 @@ def test_errors_say_what_exists(obs, arguments, message):
         _select(obs, **arguments)
 
 
+def test_a_column_without_a_value_has_no_groups(obs):
+    with pytest.raises(ValueError, match=r"groupby='nothing': no cell has a value.*'type', 'donor', 'age', 'nothing'"):
+        _select(obs.assign(nothing=np.nan), "nothing")
+
+
 def test_one_group_has_nothing_to_be_compared_with(obs):
     with pytest.raises(ValueError, match="one group alone, 'same'"):
         _select(obs.assign(same="same"), "same")
+    same = obs["donor"].where(obs["donor"] == "x")
+    assert _select(obs.assign(same=same), "same").pairs == (GroupPair(0, None),)
+    with pytest.raises(ValueError, match="one group alone, 'x'"):
+        _select(obs.assign(same=same), "same", group2="x")
 
 
 def test_samples_are_numbered_by_name(obs):

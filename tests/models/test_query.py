@@ -21,6 +21,9 @@ pytestmark = pytest.mark.usefixtures("unchecked")
         (np.int64(2), [2]),
         ([True, False, False, True], [0, 3]),
         (pd.Series([False, True, True, False], index=CELLS), [1, 2]),
+        (pd.Series([False, True, True, False], index=CELLS, dtype="boolean"), [1, 2]),
+        (pd.Series([False, True, True, False], index=CELLS, dtype="category"), [1, 2]),
+        (pd.array([False, True, True, False], dtype="boolean"), [1, 2]),
         (["c3", "c1"], [3, 1]),
         (CELLS[::-1], [3, 2, 1, 0]),
         ("c2", [2]),
@@ -44,6 +47,12 @@ def test_cells_come_in_the_order_asked_for(asked, expected):
         ([1.0], ValueError, "1.0"),
         ({1}, ValueError, "set"),
         (pd.Series([True] * 4, index=CELLS[::-1]), ValueError, "index"),
+        (pd.Series([True] * 4, index=CELLS[::-1], dtype="boolean"), ValueError, "mask whose index is not"),
+        (
+            pd.Series([True, None, False, False], index=CELLS, dtype="boolean"),
+            ValueError,
+            r"1 of 4 values are missing.*fillna\(False\)",
+        ),
     ],
 )
 def test_cells_that_do_not_exist_are_refused(asked, error, message):

@@ -12,6 +12,7 @@ from scvae_ext import SCVAE
 from scvae_ext.models.uncertainty import STEP
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+LINEAR = {"n_hidden": 32, "n_latent": 2, "gene_likelihood": "poisson", "decoder": "linear"}
 NUMBERS = ["entropy", "information", "laplace_entropy", "label_entropy", "label_probability"]
 
 
@@ -79,7 +80,7 @@ def simulate_linear(depth):
 
 
 def train(adata, max_steps):
-    model = SCVAE(adata, n_hidden=32, n_latent=2, gene_likelihood="poisson", decoder="linear")
+    model = SCVAE(adata, **LINEAR)
     model.train(max_steps=max_steps, **QUIET)
     return model
 
@@ -97,7 +98,7 @@ def paired(values):
     return differences.mean(1) / (differences.std(1, ddof=1) / np.sqrt(differences.shape[1]))
 
 
-def laplace_by_hand(model, adata=None):
+def laplace_by_hand(model, adata=None, prior=(1.0, 1.0)):
     """Entropy by the Fisher information of a log-linear Poisson model, and a bound of what finite differences change.
 
     A derivative of exp(az) by a central difference of step h is sinh(ah) / (ah) times the right one, which is
@@ -107,9 +108,9 @@ def laplace_by_hand(model, adata=None):
     loadings = model.module.loadings.detach().double().numpy()
     mean = model.get_likelihood_parameters(adata)["mean"].astype(float)
     centred = loadings - (mean @ loadings / mean.sum(1, keepdims=True))[:, None, :]
-    precision = np.eye(2) + np.einsum("cg,cgd,cge->cde", mean, centred, centred)
+    precision = np.diag(prior) + np.einsum("cg,cgd,cge->cde", mean, centred, centred)
     entropy = 0.5 * (2 * np.log(2 * np.pi * np.e) - np.linalg.slogdet(precision)[1])
-    return entropy, 2 * (STEP * np.ptp(loadings, axis=0).max()) ** 2 / 6 + 1e-4
+    return entropy, 2 * (STEP / np.sqrt(min(prior)) * np.ptp(loadings, axis=0).max()) ** 2 / 6 + 1e-4
 
 
 @pytest.mark.slow
@@ -144,6 +145,38 @@ def test_entropy_by_the_decoder_is_that_of_the_closed_form(linear):
     expected, error = laplace_by_hand(linear)
     found = linear.get_cell_uncertainty(key_added=None)["laplace_entropy"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=error)
+
+
+def with_prior(model, n_components, mean, scale):
+    """The same networks with a mixture of Gaussians as prior."""
+    other = SCVAE(model.adata, **LINEAR, prior="mixture", n_prior_components=n_components)
+    other.train(max_steps=1, **QUIET)
+    other.module.load_state_dict(model.module.state_dict(), strict=False)
+    with torch.no_grad():
+        other.module.prior.mean.copy_(torch.tensor(mean))
+        other.module.prior.log_scale.copy_(torch.tensor(scale).log())
+        other.module.prior.logits.zero_()
+    return other
+
+
+def test_entropy_by_the_decoder_knows_the_precision_of_a_learned_prior(linear):
+    whole = linear.get_cell_uncertainty(key_added=None)["laplace_entropy"]
+    standard = with_prior(linear, 1, [[0.0, 0.0]], [[1.0, 1.0]])
+    np.testing.assert_allclose(standard.get_cell_uncertainty(key_added=None)["laplace_entropy"], whole, atol=1e-5)
+    narrow = with_prior(linear, 1, [[0.5, -0.5]], [[0.1, 0.4]])
+    expected, error = laplace_by_hand(narrow, prior=(100.0, 6.25))
+    np.testing.assert_allclose(
+        narrow.get_cell_uncertainty(key_added=None)["laplace_entropy"], expected, rtol=0, atol=error
+    )
+    # Of two Gaussians far apart each cell has the precision of its own, and between them there is one as well.
+    both = with_prior(linear, 2, [[-30.0, 0.0], [30.0, 0.0]], [[1.0, 0.5], [1.0, 1.0]])
+    found = both.get_cell_uncertainty(key_added=None)["laplace_entropy"]
+    assert np.isfinite(found).all()
+    first = linear.get_latent_representation(key_added=None)[:, 0]
+    (of_left, error), (of_right, _) = (laplace_by_hand(linear, prior=prior) for prior in ((1.0, 4.0), (1.0, 1.0)))
+    for chosen, expected in ((first < -0.5, of_left), (first > 0.5, of_right)):
+        assert chosen.sum() > 100
+        np.testing.assert_allclose(found[chosen], expected[chosen], rtol=0, atol=error)
 
 
 def test_entropy_is_that_of_the_exact_posterior(linear):

@@ -75,7 +75,8 @@ class ComparisonMixin(VAEModel):
         groupby
             Column of ``adata.obs`` with groups.
         group1
-            One or several groups; all where ``None``, of which those with fewer than three cells are left out.
+            One or several groups; all where ``None``, of which those with fewer than three cells are left out, or with
+            ``sample_key`` two samples.
         group2
             Group to compare each of them with; all other cells where ``None``.
         idx1, idx2
@@ -136,13 +137,13 @@ class ComparisonMixin(VAEModel):
         RuntimeError
             If the model has not been trained.
         ValueError
-            If a column, a group, a batch or cells do not exist, groups overlap, or one has fewer than three cells (or
-            two samples); the message lists what exists.
+            If a column, a group, a batch or cells do not exist, groups overlap, or one that was asked for has fewer
+            than three cells (or, with ``sample_key``, two samples); the message lists what exists.
 
         Warns
         -----
         UserWarning
-            If groups are too small, or samples have cells of one group only.
+            If groups are left out, which it names, or samples have cells of one group only.
         """
         adata, cells = self._cells(adata, None, batch_size, fill_missing_genes)
         cells.source.require_counts(self._options["gene_likelihood"])
@@ -154,6 +155,7 @@ class ComparisonMixin(VAEModel):
             tuple(cred_interval_lvls or ()),
             self._batches_to_compare(true_or_false("batch_correction", batch_correction), batchid1, batchid2),
             true_or_false("all_stats", all_stats),
+            idx1 is None and group1 is None,
             whole_number("n_samples", n_samples),
             whole_number("n_samples_overall", n_samples_overall),
             whole_number("seed", seed, least=0),

@@ -173,6 +173,9 @@ class ProteinMixin(VAEModel):
     ) -> Float[np.ndarray, "samples cells proteins"]:
         r"""Return counts of proteins drawn from :math:`\int p(y' \mid z)\,q(z \mid x, y)\,dz`, background included.
 
+        Each cell is in its own batch. A protein that was not measured there is drawn as in one of the batches in which
+        it was, chosen anew for each draw, so that its mean is that of :meth:`get_protein_expression`.
+
         Parameters
         ----------
         adata, indices, batch_size, fill_missing_genes

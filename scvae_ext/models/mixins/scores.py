@@ -31,6 +31,11 @@ class ScoresMixin(VAEModel):
 
         .. math:: \mathcal L(x) = \mathbb E_{q(z \mid x)}[\log p(x \mid z)] - \operatorname{KL}(q(z \mid x) \,\|\, p(z))
 
+        x is all that was observed of a cell: the counts of its genes, for :class:`~scvae_ext.CiteVAE` those of the
+        proteins that were measured in its batch as well, and for :class:`~scvae_ext.SemiSupervisedVAE` its label,
+        where it has one. A label counts once, whatever ``label_weight`` is; without its column no cell has one. A
+        latent library size has a divergence of its own, which is subtracted too.
+
         Parameters
         ----------
         adata, indices, batch_size, fill_missing_genes
@@ -54,6 +59,8 @@ class ScoresMixin(VAEModel):
         fill_missing_genes: bool = False,
     ) -> float | Float[np.ndarray, "cells"]:
         r"""Return :math:`-\mathbb E_{q(z \mid x)}[\log p(x \mid z)]` in nats per cell; lower is better.
+
+        x is all that was observed of a cell, as for :meth:`get_elbo`.
 
         Parameters
         ----------
@@ -80,8 +87,9 @@ class ScoresMixin(VAEModel):
         .. math:: \log p(x) \approx \log \frac1K \sum_{k=1}^K \frac{p(x \mid z_k)\,p(z_k)}{q(z_k \mid x)},
                   \qquad z_k \sim q(z \mid x)
 
-        The estimate is a lower bound in expectation, which tightens as K grows. Source: Burda, Grosse and
-        Salakhutdinov, ICLR 2016.
+        x is all that was observed of a cell, as for :meth:`get_elbo`: with proteins or a label it is the joint evidence
+        of counts and those. The estimate is a lower bound in expectation, which tightens as K grows. Source: Burda,
+        Grosse and Salakhutdinov, ICLR 2016.
 
         Parameters
         ----------

@@ -59,10 +59,11 @@ class UncertaintyMixin(VAEModel):
             A row a cell. ``entropy``: that of the posterior, :math:`\frac12\sum_d\log(2\pi e\,\sigma_d^2)`, nats;
             higher is less sure. ``information``: by how much the posterior is narrower than the spread of all cells of
             the model's AnnData, nats; about zero where the counts say nothing. ``laplace_entropy``: entropy in nats
-            of the Gaussian whose precision is the Fisher information of the decoder at the posterior mean, and one for
-            the prior. With labels ``label_entropy``: entropy
-            in nats of the labels among the neighbours of draws of the posterior, the cell itself left out;
-            ``label_probability`` and ``label``: share of the most frequent of them, and which it is.
+            of the Gaussian whose precision is the Fisher information of the decoder at the posterior mean, and that of
+            the prior: one for the standard normal, and for a learned one that of its Gaussians, averaged by how
+            probably the posterior mean is of each. With labels ``label_entropy``: entropy in nats of the labels among
+            the neighbours of draws of the posterior, the cell itself left out; ``label_probability`` and ``label``:
+            share of the most frequent of them, and which it is.
 
         Raises
         ------
