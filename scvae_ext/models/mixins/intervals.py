@@ -68,15 +68,14 @@ class IntervalMixin(VAEModel):
         with evaluating(self.module):
             simulated, latent = simulate_replicate(self.module, cells, registry, adata.obs, seed)
         # Not set up anew: names and scales of the covariates are those of the data, and genes may be without counts.
-        twin = type(self).__new__(type(self))
-        twin._build(registry, self._options, seed)
-        twin.adata = simulated
+        twin = self._sibling(simulated, self._options, seed)
         given = {"enable_progress_bar": False, **(train_options or {})}
         if "max_epochs" not in given and self._history_rows:
             # Steps with residual factors come on top, half as many.
             with_factors = 0 if self._residual_test is None else self._residual_test.n_steps
             given.setdefault("max_steps", int(self._history_rows[-1]["step"]) - with_factors)
         twin.train(**given)
+        twin._require_whole_training()
         twin.to_device(self.device)
         of_twin = twin._cells(None, None, None, False)[1]
         mean_counts = np.asarray(simulated.X.mean(axis=0), dtype=np.float64).ravel()
