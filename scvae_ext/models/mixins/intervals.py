@@ -18,7 +18,7 @@ from scvae_ext.models.intervals import (
 )
 from scvae_ext.models.mixins.base import VAEModel
 from scvae_ext.models.options import whole_number
-from scvae_ext.models.results import weights_hash
+from scvae_ext.models.results import cells_hash, weights_hash
 
 __all__ = ["IntervalMixin"]
 
@@ -41,7 +41,7 @@ class IntervalMixin(VAEModel):
         It measures errors of estimation, not those of a wrong model: variation between cells that neither latent state
         nor likelihood can express is missing. On small data the simulated truth is smoother than the real one, and
         intervals hold a few per cent less than they say. Methods that need it call this; the result is kept until the
-        model is trained again, and not saved.
+        model is trained again or has other cells, and not saved.
 
         Parameters
         ----------
@@ -79,13 +79,15 @@ class IntervalMixin(VAEModel):
         twin.to_device(self.device)
         of_twin = twin._cells(None, None, None, False)[1]
         mean_counts = np.asarray(simulated.X.mean(axis=0), dtype=np.float64).ravel()
-        self._replicate = Replicate(weights_hash(self.module), twin.module, of_twin, latent, mean_counts)
+        made_from = weights_hash(self.module), cells_hash(cells.source)
+        self._replicate = Replicate(*made_from, twin.module, of_twin, latent, mean_counts)
         with evaluating(self.module):
             return measured_calibration(self.module, self._replicate, in_batches([]))
 
     def _refitted(self) -> Replicate:
-        """Return the second model that intervals are calibrated by, trained now where these weights have none."""
-        if self._replicate is None or self._replicate.weights != weights_hash(self.module):
+        """Return the second model that intervals are calibrated by, trained now where weights and cells have none."""
+        wanted = weights_hash(self.module), cells_hash(self._own_source())
+        if self._replicate is None or (self._replicate.weights, self._replicate.simulated_from) != wanted:
             self.calibrate_intervals()
         assert self._replicate is not None
         return self._replicate
