@@ -76,11 +76,18 @@ def replicate_test(
     r"""Compare a score of each cell with that of replicates, at the same total count.
 
     Replicates of a cell scatter about its total count, and a score that is a log-likelihood falls with the total. Both
-    are put at the same total by a regression of the replicates' scores on their log totals. With R replicates,
+    are put at the same total by a regression of scores on log totals. A cell that the line was fitted to lies closer to
+    it than another, and the closer the further out its total is: therefore z is by the error of a prediction, and p by
+    one regression of the cell and its R replicates together, :math:`r_i = e_i / \sqrt{1 - h_i}` with its residuals and
+    leverages,
 
-    .. math:: p = \frac{1 + \#\{r: s_r \le s\}}{R + 1}
+    .. math:: z = \frac{s_0 - \hat s_0}{\hat\sigma \sqrt{1 + h}}, \qquad
+              \hat\sigma^2 = \frac{\sum_r (s_r - \hat s_r)^2}{R - 4}, \qquad
+              p = \frac{1 + \#\{r: r_r \le r_0\}}{R + 1}
 
-    is uniform for a cell that is drawn as its replicates are.
+    with the line :math:`\hat s` and the leverage h of the cell in a regression of the replicates alone. For a cell that
+    is drawn as its replicates are, p is uniform. Where scores are normal, z is Student's t with R - 2 degrees of
+    freedom, over its standard deviation, so that it has mean zero and standard deviation one.
 
     Parameters
     ----------
@@ -103,15 +110,23 @@ def replicate_test(
     if n_replicates < FEWEST_REPLICATES:
         raise ValueError(f"{n_replicates} replicates are too few: {FEWEST_REPLICATES} at least are needed.")
     centre, mean = replicate_log_total.mean(0), replicate_score.mean(0)
-    of_total, of_score = replicate_log_total - centre, replicate_score - mean
+    of_total, of_score, away = replicate_log_total - centre, replicate_score - mean, log_total - centre
     scatter = np.square(of_total).sum(0)
-    slope = np.divide((of_total * of_score).sum(0), scatter, out=np.zeros_like(scatter), where=scatter > 0)
+    # Without scatter there is no slope, and nothing to be far from.
+    per_scatter = np.divide(1.0, scatter, out=np.zeros_like(scatter), where=scatter > 0)
+    slope = per_scatter * (of_total * of_score).sum(0)
     residual = of_score - slope * of_total
-    expected = mean + slope * (log_total - centre)
+    expected = mean + slope * away
     difference = score - expected
-    sd = np.sqrt(np.square(residual).sum(0) / (n_replicates - 2))
+    variance = 1 + 1 / n_replicates + per_scatter * np.square(away)
+    sd = np.sqrt(np.square(residual).sum(0) * variance / (n_replicates - 4))
     z = np.divide(difference, sd, out=np.zeros_like(sd), where=sd > 0)
-    p = (1 + (residual <= difference).sum(0)) / (n_replicates + 1)
+    # Residuals and leverages with the cell as a further point, by what it changes.
+    pull = 1 / n_replicates + per_scatter * away * of_total
+    residual -= pull * difference / variance
+    spared = 1 - 1 / n_replicates - per_scatter * np.square(of_total) + np.square(pull) / variance
+    residual /= np.sqrt(np.maximum(spared, np.finfo(spared.dtype).eps))
+    p = (1 + (residual <= difference / np.sqrt(variance)).sum(0)) / (n_replicates + 1)
     return expected, z, p
 
 

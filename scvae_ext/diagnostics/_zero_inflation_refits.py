@@ -114,10 +114,11 @@ def refit(
 
 def _trained(model: SCVAE, options: Mapping[str, Any], seed: int, train_options: Mapping[str, Any]) -> SCVAE:
     """Return a new model, trained on the cells that the given one was trained on."""
-    other = SCVAE(model.adata, **options, seed=seed)
+    other = model._sibling(model.adata, options, seed)
     other.train_indices, other.validation_indices = model.train_indices, model.validation_indices
     other.test_indices = model.test_indices
     other.train(**{"enable_progress_bar": False, **train_options})
+    other._require_whole_training()
     return other
 
 

@@ -152,4 +152,5 @@ def compare_autoencoder(
             seed=seed,
             enable_progress_bar=enable_progress_bar,
         )
+        model._require_whole_training()
     return judge(vae, autoencoder, choose_cells(vae, n_cells, seed), n_samples, seed)

@@ -220,6 +220,7 @@ def compare_latent_dimensions(
             seed=seed,
             enable_progress_bar=enable_progress_bar,
         )
+        model._require_whole_training()
         held_out = model.test_indices
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -309,6 +309,7 @@ def compare_likelihoods(
                 seed=seed,
                 enable_progress_bar=enable_progress_bar,
             )
+            model._require_whole_training()
             held_out = _held_out(model, train_size, validation_size)
         validation[name] = [float(model.history["elbo_validation"].max()) for model in fits[name]]
         models[name] = model = fits[name][int(np.argmax(validation[name]))]

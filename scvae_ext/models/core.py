@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -59,6 +59,7 @@ class ModelCore(ABC):
         self._history_rows: list[dict[str, float]] = []
         self._weights_hash: str | None = None
         self._training_seed: int | None = None
+        self._is_interrupted = False
         self.is_trained = False
         self.train_indices: Int[np.ndarray, train] | None = None
         self.validation_indices: Int[np.ndarray, validation] | None = None
@@ -67,6 +68,13 @@ class ModelCore(ABC):
             torch.manual_seed(self.seed)
             self.module = self._make_module(registry, self._options)
         self.module.eval()
+
+    def _sibling(self, adata: AnnData, options: Mapping[str, Any], seed: int) -> Self:
+        """Return an untrained model of the same kind and registry, however the AnnData may have been set up since."""
+        sibling = type(self).__new__(type(self))
+        sibling._build(self.registry, options, seed)
+        sibling.adata = adata
+        return sibling
 
     @abstractmethod
     def _make_module(self, registry: Registry, options: Mapping[str, Any]) -> "VAE | DeterministicAutoencoder":

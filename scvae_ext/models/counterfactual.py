@@ -169,7 +169,7 @@ def effect_of_settings(
     level: float,
     n_samples: int,
     seed: int,
-    is_own: bool,
+    own: Int[np.ndarray, "cells"] | None,
     *,
     known: GroupedStates | None = None,
     shifts: Sequence[Float[np.ndarray, "cells state"]] | None = None,
@@ -192,15 +192,15 @@ def effect_of_settings(
         Share of true effects that intervals are to hold.
     n_samples, seed
         Samples of the posterior, and their seed.
-    is_own
-        Whether the cells are the model's own, so that the replicate has each of them. Otherwise the errors of the
-        replicate's cells together are taken for all groups.
+    own
+        Positions of the cells among the model's own, so that the replicate has each of them. Otherwise ``None``: the
+        errors of the replicate's cells together are taken for all groups.
     known, shifts
         The model's own cells by comparable groups, and what is added to the state of each cell under each setting
         because of them.
     """
     every = replicate.cells
-    positions = cells.positions if is_own else every.positions
+    positions = every.positions if own is None else own
     same = Cells(every.source, positions, every.device, every.batch_size)
     of_found = of_truth = None
     if known is not None:
@@ -212,14 +212,14 @@ def effect_of_settings(
         )
     means = group_means(module, cells, settings, group_of_cell, n_groups, n_samples, seed, shifts=shifts)
     lfc = _log2_ratio(means)
-    groups, n_known = (group_of_cell, n_groups) if is_own else (np.zeros(len(positions), dtype=np.int64), 1)
+    groups, n_known = (np.zeros(len(positions), dtype=np.int64), 1) if own is None else (group_of_cell, n_groups)
     found = group_means(replicate.module, same, settings, groups, n_known, n_samples, seed, shifts=of_found)
     latent = replicate.latent[positions]
     truth = group_means(module, same, settings, groups, n_known, 1, seed, states=latent, shifts=of_truth)
     error = _log2_ratio(found) - _log2_ratio(truth)
     half_width = np.empty_like(lfc)
     for group in range(n_groups):
-        of_group = error[[group if is_own else 0]]
+        of_group = error[[0 if own is None else group]]
         nothing = np.zeros_like(of_group)
         calibration = calibrate_intervals(of_group, nothing, replicate.mean_counts)
         half_width[[group]] = calibration.half_width(nothing, level)

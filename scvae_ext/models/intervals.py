@@ -45,8 +45,8 @@ class Replicate:
 
     Parameters
     ----------
-    weights
-        Fingerprint of the model that was simulated from.
+    weights, simulated_from
+        Fingerprints of the model and of its cells, from which it was simulated.
     module
         The refitted module.
     cells
@@ -58,6 +58,7 @@ class Replicate:
     """
 
     weights: str
+    simulated_from: str
     module: VAE
     cells: Cells
     latent: Float[np.ndarray, "cells latent"]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from scvae_ext.analysis import AggregatedPosterior, Novelty, rank_among, replicate_test
@@ -20,7 +20,7 @@ def novelty_of_cells(
     module: VAE,
     cells: Cells,
     known: Cells,
-    is_known: bool,
+    own: Int[np.ndarray, "cells"],
     n_replicates: int,
     n_samples: int,
     bandwidth: float,
@@ -33,9 +33,9 @@ def novelty_of_cells(
     module, cells
         Of what.
     known
-        Cells that the model knows; their states are those of replicates.
-    is_known
-        Whether both come from the same source, so that cells are left out of the density at themselves.
+        Cells that the model knows, all of their source; their states are those of replicates.
+    own
+        Position of each cell among them, where it is left out of the density, -1 where it is none of them.
     n_replicates
         Replicates of each cell.
     n_samples
@@ -48,10 +48,6 @@ def novelty_of_cells(
     posterior = latent_parameters(module, known)
     mixture = AggregatedPosterior(*posterior, np.zeros(len(known), dtype=np.int64), 1)
     among = mixture.log_density(*posterior, np.arange(len(known)), bandwidth)[:, 0]
-    place = np.full(cells.source.n_cells, -1)
-    if is_known:
-        place[known.positions] = np.arange(len(known))
-    own = place[cells.positions]
     density = mixture.log_density(*latent_parameters(module, cells), own, bandwidth)[:, 0]
     elbo, log_total, of_replicates, log_totals = _scores(module, cells, known, n_replicates, n_samples, seed)
     expected, z, p = replicate_test(elbo, log_total, of_replicates, log_totals)

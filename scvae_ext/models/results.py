@@ -12,11 +12,19 @@ from anndata.compat import DaskArray
 from jaxtyping import Float, Int
 from torch import nn
 
-from scvae_ext.data import Registry, make_actual, record_result
+from scvae_ext.data import CellSource, Registry, make_actual, record_result
 from scvae_ext.data.fields import in_pandas
 from scvae_ext.data.proteins import read_proteins
 
-__all__ = ["fingerprint", "names_hash", "weights_hash", "write_gene_pairs", "write_gene_result", "write_result"]
+__all__ = [
+    "cells_hash",
+    "fingerprint",
+    "names_hash",
+    "weights_hash",
+    "write_gene_pairs",
+    "write_gene_result",
+    "write_result",
+]
 
 
 def write_result(
@@ -124,6 +132,23 @@ def names_hash(names: pd.Index) -> str:
         Names of cells or genes.
     """
     digest = hashlib.sha256(pd.util.hash_array(names.astype(str).to_numpy(dtype=object)).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cells_hash(source: CellSource) -> str:
+    """Return a fingerprint of cells and their order: names, totals of counts, batches, labels and covariates.
+
+    Parameters
+    ----------
+    source
+        The cells.
+    """
+    digest = hashlib.sha256(names_hash(source.obs_names).encode())
+    digest.update(source.facts.total_per_cell.tobytes())
+    digest.update(source.facts.total_per_gene.tobytes())
+    for name, values in source.covariates(np.arange(source.n_cells)).items():
+        if values is not None:
+            digest.update(name.encode() + values.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

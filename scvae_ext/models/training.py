@@ -140,6 +140,10 @@ class TrainingMixin(ModelCore):
             If an option is unknown.
         TrainingDivergedError
             If the objective becomes infinite or not a number.
+
+        Notes
+        -----
+        Ctrl-C ends training after the current steps and leaves the best weights so far.
         """
         from scvae_ext.train.fit import check_trainer_options, fit
         from scvae_ext.train.history import History
@@ -187,6 +191,7 @@ class TrainingMixin(ModelCore):
         callbacks = [] if callbacks is None else [*callbacks] if isinstance(callbacks, Sequence) else [callbacks]
         history = History(self._history_rows)
         self._weights_hash = None
+        self._is_interrupted = False
         self._training_seed = seed
         self.train_indices, self.validation_indices, self.test_indices = split
         if not self.is_trained:
@@ -206,6 +211,7 @@ class TrainingMixin(ModelCore):
                 trainer_options=trainer_options,
                 datamodule=datamodule,
             )
+            self._is_interrupted |= interrupted
             return interrupted
 
         try:
@@ -228,6 +234,11 @@ class TrainingMixin(ModelCore):
         history: "History",
     ) -> None:
         """Do what follows a training that was not interrupted."""
+
+    def _require_whole_training(self) -> None:
+        """Raise where the last training was interrupted: what trains models on its way must not take them for whole."""
+        if self._is_interrupted:
+            raise KeyboardInterrupt
 
     def _end_training(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:
         """Do what has to be done however training ended."""

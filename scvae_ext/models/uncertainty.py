@@ -28,7 +28,7 @@ def cell_uncertainty(
     cells: Cells,
     known: Cells,
     labels: Labels | None,
-    is_known: bool,
+    own: Int[np.ndarray, "cells"],
     n_neighbours: int,
     n_samples: int,
     seed: int,
@@ -43,8 +43,8 @@ def cell_uncertainty(
         Cells of the aggregated posterior, all of their source, among which neighbours are looked for.
     labels
         Label of each of them, -1 for none, and the names of the labels; ``None`` for no such columns.
-    is_known
-        Whether both come from the same source.
+    own
+        Position of each cell among them, -1 where it is none of them.
     n_neighbours, n_samples, seed
         Neighbours of a draw, draws of each cell, and their seed.
 
@@ -69,14 +69,12 @@ def cell_uncertainty(
         raise ValueError(
             f"n_neighbors={n_neighbours} needs more cells with a label than the {len(labelled)} that there are."
         )
-    place = np.full(cells.source.n_cells, -1)
-    if is_known:
-        place[labelled] = np.arange(len(labelled))
+    # Its last entry is that of cells that are none of them.
+    place = np.full(known.source.n_cells + 1, -1)
+    place[labelled] = np.arange(len(labelled))
     states = latent_mean(module, replace(known, positions=labelled), n_samples, seed)
     draws = draw_latent(module, cells, n_samples, seed)
-    probability = label_probabilities(
-        draws, states, codes[labelled], len(label_names), place[cells.positions], n_neighbours
-    )
+    probability = label_probabilities(draws, states, codes[labelled], len(label_names), place[own], n_neighbours)
     best = probability.argmax(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(probability > 0, probability * np.log(probability), 0.0).sum(axis=1)

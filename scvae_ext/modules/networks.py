@@ -210,6 +210,8 @@ class Networks(Trainable):
     def initialise_library(self, library_size: CellValues, batch: CellIndices) -> None:
         """Set the prior of each batch's log library size to the mean and variance observed in it.
 
+        A batch without training cells gets those of all of them.
+
         Parameters
         ----------
         library_size, batch
@@ -218,8 +220,8 @@ class Networks(Trainable):
         if self.library_encoder is None:
             return
         log_size = library_size.log()
-        for row in batch.unique().tolist():
-            of_batch = log_size[batch == row]
+        for row in range(len(self.library_log_means)):
+            of_batch = log_size[batch == row] if (batch == row).any() else log_size
             self.library_log_means[row] = of_batch.mean()
             # A batch whose cells all have one size still needs a proper prior.
             self.library_log_variances[row] = of_batch.var(correction=0).clamp_min(MIN_LIBRARY_VARIANCE)

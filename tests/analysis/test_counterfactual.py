@@ -363,3 +363,34 @@ def test_an_effect_as_a_table_and_in_words(randomised):
     n_sure = int(first["excludes_zero"].sum())
     assert f"type_0: the 90 % interval leaves out zero for {n_sure} genes" in str(found)
     assert str(found).startswith("Effect of batch = batch_1 against batch = batch_0 on 100 genes.")
+
+
+def test_errors_are_those_of_the_same_cells_wherever_they_are(with_covariates):
+    """Of a view or a copy they are those of the model's own cells; after another order they are found out anew."""
+    model, before = with_covariates, with_covariates.adata
+    settings = {"control": {"site": "north"}, "treated": {"site": "south"}, "groupby": "cell_type"}
+    some = np.arange(150)
+    expected = model.counterfactual_effect(**settings, indices=some).half_width
+    for same in (before[some], before[some].copy()):
+        np.testing.assert_array_equal(model.counterfactual_effect(**settings, adata=same).half_width, expected)
+    others = before[some].copy()
+    others.obs_names = [f"other_{name}" for name in others.obs_names]
+    assert not np.allclose(model.counterfactual_effect(**settings, adata=others).half_width, expected)
+
+
+def test_other_cells_of_the_model_need_a_new_calibration(with_covariates, monkeypatch):
+    model, before = with_covariates, with_covariates.adata
+    replicate = model._refitted()
+    model.adata = before.copy()
+    assert model._refitted() is replicate
+    asked = []
+    monkeypatch.setattr(model, "calibrate_intervals", lambda: asked.append(model.adata.n_obs))
+    order = np.argsort(before.obs["cell_type"].to_numpy(), kind="stable")
+    relabelled = before.copy()
+    relabelled.obs["site"] = relabelled.obs["site"].cat.rename_categories({"north": "south", "south": "north"})
+    for other in (before[order].copy(), before[:100].copy(), relabelled):
+        model.adata = other
+        model._refitted()
+    model.adata = before
+    assert model._refitted() is replicate
+    assert asked == [200, 100, 200]

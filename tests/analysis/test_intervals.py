@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from interrupts import CtrlC
 from scipy import stats
 
 import scvae_ext as sv
@@ -204,3 +205,10 @@ def test_new_weights_need_a_new_calibration(restored, monkeypatch):
         bias.copy_(before)
     restored._refitted()
     assert asked == [True]
+
+
+def test_an_interrupted_calibration_is_none(restored):
+    restored._replicate = None
+    with pytest.raises(KeyboardInterrupt):
+        restored.calibrate_intervals(train_options={"accelerator": "cpu", "max_steps": 500, "callbacks": CtrlC()})
+    assert restored._replicate is None

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import kolmogi
-from scipy.stats import binom, kstest, norm
+from scipy.stats import binom, chisquare, kstest, norm
 from scipy.stats import t as student
 
 from scvae_ext.analysis import Novelty, rank_among, replicate_test
@@ -31,11 +31,11 @@ def test_compares_at_the_same_total():
     score = -300 * log_total + rng.normal(size=N)
     expected, z, p = replicate_test(score, log_total, replicates, log_totals)
     # A line through R normal values at known places: its error at another place, and Student's distribution of a new
-    # value's distance from it over their standard deviation.
+    # value's distance from it, of which the standard deviation is made one.
     centre = log_totals.mean(0)
     error = np.sqrt(1 / R + (log_total - centre) ** 2 / np.square(log_totals - centre).sum(0))
     assert kstest((expected + 300 * log_total) / error, "norm").pvalue > 1e-4
-    assert kstest(z / np.sqrt(1 + error**2), student(R - 2).cdf).pvalue > 1e-4
+    assert kstest(z, student(R - 2, scale=np.sqrt((R - 4) / (R - 2))).cdf).pvalue > 1e-4
     assert kstest(jittered(p, R), "uniform").pvalue > 0.01
     # Without the regression the spread of totals would hide any difference below 30 nats. Five standard deviations
     # below, a fourth of 40 replicates is as low (p > 0.1) in less than one of 1,000 cells.
@@ -44,6 +44,40 @@ def test_compares_at_the_same_total():
     assert beyond < 1e-3
     n_beyond = (replicate_test(score - 5, log_total, replicates, log_totals)[2] > 0.1).sum()
     assert n_beyond <= binom.isf(1e-4, N, beyond)
+
+
+@pytest.mark.parametrize("n_replicates", [10, 20])
+@pytest.mark.parametrize("scatters", [True, False], ids=["total as those of replicates", "total in their midst"])
+def test_few_replicates_are_no_less_exact(n_replicates, scatters):
+    """The line is fitted to few cells: they lie closer to it than one that it was not fitted to."""
+    rng, n = np.random.default_rng(4), 20000
+    log_total = rng.normal(0, 0.2 * scatters, n)
+    log_totals = rng.normal(0, 0.2, (n_replicates, n))
+    replicates = -5 * log_totals + rng.normal(size=(n_replicates, n))
+    score = -5 * log_total + rng.normal(size=n)
+    _, z, p = replicate_test(score, log_total, replicates, log_totals)
+    ranks = np.bincount(np.rint(p * (n_replicates + 1)).astype(int), minlength=n_replicates + 2)[1:]
+    assert chisquare(ranks).pvalue > 1e-4
+    freedom = n_replicates - 2
+    kurtosis = 3 + 6 / (freedom - 4)
+    assert abs(z.mean()) < 4 / np.sqrt(n)
+    assert abs(z.var() - 1) < 4 * np.sqrt((kurtosis - 1) / n)
+    # Three standard deviations below: about as often the lowest of all as with a line of which the error is known.
+    centre = log_totals.mean(0)
+    leverage = 1 / n_replicates + (log_total - centre) ** 2 / np.square(log_totals - centre).sum(0)
+    known = rng.normal(-3 / np.sqrt(1 + leverage)) < rng.normal(size=(n_replicates, n)).min(0)
+    lowest = replicate_test(score - 3, log_total, replicates, log_totals)[2] < 1.5 / (n_replicates + 1)
+    assert lowest.mean() > known.mean() - 0.05
+
+
+def test_a_total_beyond_all_others_and_equal_totals_leave_numbers():
+    rng = np.random.default_rng(5)
+    log_totals, replicates = np.zeros((10, 4)), rng.normal(size=(10, 4))
+    log_totals[0, 1:] = [1.0, 1e-9, 1e9]
+    found = np.stack(replicate_test(np.full(4, -9.0), np.full(4, 0.5), replicates, log_totals))
+    assert np.isfinite(found).all()
+    # Where all totals are equal there is no slope, and the rank is that of the scores.
+    assert found[2, 0] == 1 / 11
 
 
 def test_z_says_by_how_much():

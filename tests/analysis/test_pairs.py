@@ -33,3 +33,16 @@ def test_draws_stand_for_the_cells_of_their_unit(draws):
     ]
     probability = pairs.table(Comparison("a", "Rest", one, two))["proba_m1"]
     np.testing.assert_allclose(probability, 0.75 * alone[0] + 0.25 * alone[1])
+
+
+def test_ties_count_half(draws):
+    """Counts, in which most values are equal, some genes of zeros alone, and some without a tie."""
+    expression, unit = draws
+    expression = np.concatenate([np.floor(expression), np.zeros((len(unit), 1)), expression], axis=1)
+    pairs = PairProbabilities(expression, unit, np.bincount(unit).astype(float))
+    one, two = np.array([True, False, False]), np.array([False, True, True])
+    table, swapped = pairs.table(Comparison("a", "Rest", one, two)), pairs.table(Comparison("Rest", "a", two, one))
+    expected = mannwhitneyu(expression[unit == 0], expression[unit > 0]).statistic / (20 * 70)
+    np.testing.assert_allclose(table["proba_m1"], expected, rtol=1e-12)
+    np.testing.assert_allclose(swapped["proba_m1"], 1 - expected, rtol=1e-12)
+    assert table["proba_m1"][3] == 0.5

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from interrupts import interrupt_every_training
 
 from scvae_ext import SCVAE, Autoencoder, datasets
 from scvae_ext.diagnostics import AutoencoderComparison, Measured, compare_autoencoder
@@ -206,3 +207,13 @@ def test_one_gene_and_an_anndata_that_was_not_set_up():
         compare_autoencoder(adata)
     with pytest.raises(Exception, match="setup_anndata"):
         compare_autoencoder(AnnData(np.ones((400, 5), dtype=np.float32)))
+
+
+def test_an_interrupt_ends_the_comparison(monkeypatch):
+    adata = datasets.synthetic_counts(400, 20)
+    SCVAE.setup_anndata(adata)
+    trainings = interrupt_every_training(monkeypatch)
+    options = {"max_steps": 500, "accelerator": "cpu", "enable_progress_bar": False}
+    with pytest.raises(KeyboardInterrupt):
+        compare_autoencoder(adata, **options)
+    assert len(trainings) == 1

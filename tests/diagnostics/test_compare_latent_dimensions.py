@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
+from interrupts import interrupt_every_training
 
-from scvae_ext import SCVAE
+from scvae_ext import SCVAE, datasets
 from scvae_ext.diagnostics import compare_latent_dimensions
 from scvae_ext.diagnostics.compare_latent_dimensions import Setting
 
@@ -92,3 +93,13 @@ def test_the_summary_names_every_setting(compared):
 def test_bad_input_is_refused(three_programmes, arguments, options, message):
     with pytest.raises(ValueError, match=message):
         compare_latent_dimensions(three_programmes, *arguments, **options)
+
+
+def test_an_interrupt_ends_the_comparison(monkeypatch):
+    adata = datasets.synthetic_counts(400, 20)
+    SCVAE.setup_anndata(adata)
+    trainings = interrupt_every_training(monkeypatch)
+    options = {"max_steps": 500, "accelerator": "cpu", "enable_progress_bar": False}
+    with pytest.raises(KeyboardInterrupt):
+        compare_latent_dimensions(adata, [1, 2], **options)
+    assert len(trainings) == 1

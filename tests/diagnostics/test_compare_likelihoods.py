@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from interrupts import interrupt_every_training
 from known_model import KnownModel
 
 from scvae_ext import SCVAE, datasets
@@ -243,3 +244,13 @@ def test_mistakes_are_named(small):
         compare_likelihoods(small, model_options={"n_latents": 3})
     with pytest.raises(ValueError, match="setup_anndata"):
         compare_likelihoods(AnnData(np.ones((3, 2), dtype=np.float32)))
+
+
+def test_an_interrupt_ends_the_comparison(monkeypatch):
+    adata = datasets.synthetic_counts(400, 20)
+    SCVAE.setup_anndata(adata)
+    trainings = interrupt_every_training(monkeypatch)
+    options = {"max_steps": 500, "accelerator": "cpu", "enable_progress_bar": False}
+    with pytest.raises(KeyboardInterrupt):
+        compare_likelihoods(adata, ["poisson", "nb"], **options)
+    assert len(trainings) == 1

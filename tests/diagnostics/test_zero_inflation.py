@@ -2,12 +2,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from interrupts import interrupt_every_training
 from scipy import stats
 
 from scvae_ext import SCVAE, Autoencoder
 from scvae_ext.datasets import synthetic_counts
 from scvae_ext.diagnostics import ZeroInflation, zero_inflation
 from scvae_ext.diagnostics._zero_inflation_profile import PI_GRID, GeneProfiles
+from scvae_ext.diagnostics._zero_inflation_refits import refit
 
 N_GENES = 50
 TRAINING = {"max_steps": 600, "train_size": 0.6, "enable_progress_bar": False}
@@ -211,3 +213,37 @@ def test_a_model_that_holds_nothing_out_needs_cells(simulated):
     model.train(max_steps=2, train_size=1.0, enable_progress_bar=False)
     with pytest.raises(ValueError, match="holds out no cells"):
         zero_inflation(model)
+
+
+@pytest.mark.filterwarnings("ignore:The effective sample size", "ignore:.* cells are few")
+def test_refits_are_those_of_the_model_however_its_cells_were_set_up_since(tmp_path):
+    """Set up for another model, or never: a model that is loaded has its own registry."""
+    adata = synthetic_counts(100, 6)
+    adata.obs["batch"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
+    SCVAE.setup_anndata(adata)
+    model = SCVAE(adata, n_hidden=4, n_latent=1)
+    model.train(max_steps=5, train_size=0.6, enable_progress_bar=False)
+    model.save(tmp_path / "model")
+
+    def gain(model):
+        def ask(other):
+            assert other.registry == model.registry
+            return np.zeros(6), np.zeros(6)
+
+        return refit(model, None, range(40), np.zeros(6), 1, {"max_steps": 5}, ask).inflated_gain
+
+    expected = gain(model)
+    SCVAE.setup_anndata(adata, batch_key="batch")
+    assert gain(model) == expected
+    del adata.uns["scvae_ext"]
+    assert gain(SCVAE.load(tmp_path / "model", adata)) == expected
+
+
+@pytest.mark.filterwarnings("ignore:The effective sample size", "ignore:.* cells are few")
+def test_an_interrupt_ends_the_refits(simulated, monkeypatch):
+    model = SCVAE(simulated, n_hidden=8, n_latent=2)
+    model.train(max_steps=5, train_size=0.6, enable_progress_bar=False)
+    trainings = interrupt_every_training(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        zero_inflation(model, indices=range(40), n_refits=2, train_options={"max_steps": 500})
+    assert len(trainings) == 1

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
@@ -142,3 +143,10 @@ def test_log_normalised_values_are_refused(load):
 def test_says_what_is_wrong(model, options, message):
     with pytest.raises(ValueError, match=message):
         model.get_novelty(**options)
+
+
+def test_cells_of_a_view_or_copy_are_left_out_of_the_density_at_themselves(model, adata):
+    expected = model.get_novelty(n_replicates=10, indices=range(50), key_added=None).to_frame()
+    for some in (adata[:50], adata[:50].copy()):
+        found = model.get_novelty(some, n_replicates=10, key_added=None).to_frame()
+        pd.testing.assert_frame_equal(found, expected)

@@ -265,3 +265,13 @@ def test_a_model_without_cells_asks_for_them(load, adata):
     model._adata = None
     with pytest.raises(ValueError, match="loaded without an AnnData"):
         model.get_cell_uncertainty(adata)
+
+
+def test_cells_of_a_view_or_copy_are_none_of_their_own_neighbours(model, adata):
+    adata.obs["random"] = np.random.default_rng(0).permutation([str(i) for i in range(60)] * 2)
+    asked = {"labels_key": "random", "n_neighbors": 1, "key_added": None}
+    expected = model.get_cell_uncertainty(indices=range(100), **asked)
+    # A pair of cells shares each label: hardly one is the nearest of the other.
+    assert (expected["label"].astype(str) == adata.obs["random"].iloc[:100]).sum() < 10
+    for some in (adata[:100], adata[:100].copy()):
+        pd.testing.assert_frame_equal(model.get_cell_uncertainty(some, **asked), expected)

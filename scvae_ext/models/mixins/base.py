@@ -13,6 +13,7 @@ from scvae_ext.likelihoods import COUNT_LIKELIHOODS
 from scvae_ext.models.base import BaseModel
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.intervals import Replicate
+from scvae_ext.models.own_cells import own_positions
 from scvae_ext.models.residual import FactorTest
 from scvae_ext.modules import VAE, Trainable, trainable_bound
 from scvae_ext.train import TrainingPlan
@@ -58,6 +59,9 @@ class VAEModel(BaseModel):
     def _require_valid(self, source: CellSource) -> None:
         if self._options["gene_likelihood"] in COUNT_LIKELIHOODS:
             source.require_counts(self._options["gene_likelihood"])
+
+    def _own_positions(self, adata: AnnData, cells: Cells) -> Int[np.ndarray, "chosen"]:
+        return own_positions(adata, cells, self.adata, self._own_source())
 
     def _gene_names(self, genes: Int[np.ndarray, "chosen"] | None) -> list[str]:
         names = self.registry.var_names

@@ -148,7 +148,8 @@ class CounterfactualMixin(IntervalMixin):
 
         over the cells of a group, whatever setting they were observed in. Intervals hold the effect on these cells, not
         that on others of their kind; they are as wide as the errors of a second model that is fitted to counts
-        simulated from this one, by bins of genes. Assumptions and checks are those of :meth:`counterfactual`.
+        simulated from this one, by bins of genes, for the same cells where these are the model's own (by name and
+        counts), for all of those otherwise. Assumptions and checks are those of :meth:`counterfactual`.
 
         Parameters
         ----------
@@ -177,7 +178,6 @@ class CounterfactualMixin(IntervalMixin):
         ValueError
             If a covariate, category or column is unknown, or the two settings set different covariates.
         """
-        is_own = adata is None or adata is self._adata
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         refuse_without_counts(self.module)
         settings = [read_setting("control", control, self.registry), read_setting("treated", treated, self.registry)]
@@ -189,6 +189,7 @@ class CounterfactualMixin(IntervalMixin):
         level, n_samples = interval_level(level), whole_number("n_samples", n_samples)
         groups, group_of_cell = groups_of_cells(adata, groupby, cells)
         replicate, own = self._refitted(), self._cells(None, None, None, False)[1]
+        positions = self._own_positions(adata, cells)
         with evaluating(self.module):
             known = shifts = None
             if shift_within is not None:
@@ -204,7 +205,7 @@ class CounterfactualMixin(IntervalMixin):
                 level,
                 n_samples,
                 seed,
-                is_own,
+                positions if (positions >= 0).all() else None,
                 known=known,
                 shifts=shifts,
             )

@@ -18,7 +18,7 @@ from scvae_ext.models.intervals import (
 )
 from scvae_ext.models.mixins.base import VAEModel
 from scvae_ext.models.options import whole_number
-from scvae_ext.models.results import weights_hash
+from scvae_ext.models.results import cells_hash, weights_hash
 
 __all__ = ["IntervalMixin"]
 
@@ -41,7 +41,7 @@ class IntervalMixin(VAEModel):
         It measures errors of estimation, not those of a wrong model: variation between cells that neither latent state
         nor likelihood can express is missing. On small data the simulated truth is smoother than the real one, and
         intervals hold a few per cent less than they say. Methods that need it call this; the result is kept until the
-        model is trained again, and not saved.
+        model is trained again or has other cells, and not saved.
 
         Parameters
         ----------
@@ -68,25 +68,26 @@ class IntervalMixin(VAEModel):
         with evaluating(self.module):
             simulated, latent = simulate_replicate(self.module, cells, registry, adata.obs, seed)
         # Not set up anew: names and scales of the covariates are those of the data, and genes may be without counts.
-        twin = type(self).__new__(type(self))
-        twin._build(registry, self._options, seed)
-        twin.adata = simulated
+        twin = self._sibling(simulated, self._options, seed)
         given = {"enable_progress_bar": False, **(train_options or {})}
         if "max_epochs" not in given and self._history_rows:
             # Steps with residual factors come on top, half as many.
             with_factors = 0 if self._residual_test is None else self._residual_test.n_steps
             given.setdefault("max_steps", int(self._history_rows[-1]["step"]) - with_factors)
         twin.train(**given)
+        twin._require_whole_training()
         twin.to_device(self.device)
         of_twin = twin._cells(None, None, None, False)[1]
         mean_counts = np.asarray(simulated.X.mean(axis=0), dtype=np.float64).ravel()
-        self._replicate = Replicate(weights_hash(self.module), twin.module, of_twin, latent, mean_counts)
+        made_from = weights_hash(self.module), cells_hash(cells.source)
+        self._replicate = Replicate(*made_from, twin.module, of_twin, latent, mean_counts)
         with evaluating(self.module):
             return measured_calibration(self.module, self._replicate, in_batches([]))
 
     def _refitted(self) -> Replicate:
-        """Return the second model that intervals are calibrated by, trained now where these weights have none."""
-        if self._replicate is None or self._replicate.weights != weights_hash(self.module):
+        """Return the second model that intervals are calibrated by, trained now where weights and cells have none."""
+        wanted = weights_hash(self.module), cells_hash(self._own_source())
+        if self._replicate is None or (self._replicate.weights, self._replicate.simulated_from) != wanted:
             self.calibrate_intervals()
         assert self._replicate is not None
         return self._replicate

@@ -43,7 +43,8 @@ class UncertaintyMixin(VAEModel):
         Parameters
         ----------
         adata, indices, batch_size, fill_missing_genes, write_subset
-            As for :meth:`get_latent_representation`.
+            As for :meth:`get_latent_representation`. A cell of another AnnData is one of the model's own where it has
+            the same name and the same counts.
         labels_key
             Column of ``obs`` of the model's AnnData with labels of its cells; ``None`` leaves out what is said of them.
         n_neighbors
@@ -70,13 +71,13 @@ class UncertaintyMixin(VAEModel):
         ValueError
             If the model has no AnnData, the column does not exist, or too few cells have a label.
         """
-        is_own = adata is None or adata is self._adata
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         known = self._cells(None, None, batch_size, False)[1]
         labels = None if labels_key is None else select_labels(self.adata.obs, labels_key)
         n_neighbors, n_samples = whole_number("n_neighbors", n_neighbors), whole_number("n_samples", n_samples)
         with evaluating(self.module):
-            frame = cell_uncertainty(self.module, cells, known, labels, is_own, n_neighbors, n_samples, seed)
+            own = self._own_positions(adata, cells)
+            frame = cell_uncertainty(self.module, cells, known, labels, own, n_neighbors, n_samples, seed)
         record = {"labels_key": labels_key, "n_neighbors": n_neighbors, "n_samples": n_samples, "seed": seed}
         columns = {str(name): frame[name].to_numpy() for name in frame if name != "label"}
         self._write_columns(adata, key_added, columns, cells, write_subset, record)
@@ -107,7 +108,8 @@ class UncertaintyMixin(VAEModel):
         Parameters
         ----------
         adata, indices, batch_size, fill_missing_genes, write_subset
-            As for :meth:`get_latent_representation`. What is drawn depends on them.
+            As for :meth:`get_latent_representation`. What is drawn depends on them. A cell of another AnnData is one
+            of the model's own where it has the same name and the same counts.
         n_replicates
             Cells drawn for each cell, ten at least; ``elbo_p`` is no smaller than 1 / (``n_replicates`` + 1).
         n_samples
@@ -130,7 +132,6 @@ class UncertaintyMixin(VAEModel):
         ValueError
             If the model has no AnnData or no likelihood of counts, or ``n_replicates`` is below ten.
         """
-        is_own = adata is None or adata is self._adata
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         refuse_without_counts(self.module)
         known = self._cells(None, None, batch_size, False)[1]
@@ -141,7 +142,8 @@ class UncertaintyMixin(VAEModel):
             "seed": whole_number("seed", seed, least=0),
         }
         with evaluating(self.module):
-            result = novelty_of_cells(self.module, cells, known, is_own, **numbers)
+            own = self._own_positions(adata, cells)
+            result = novelty_of_cells(self.module, cells, known, own, **numbers)
         frame = result.to_frame()
         columns = {str(name): frame[name].to_numpy() for name in frame}
         self._write_columns(adata, key_added, columns, cells, write_subset, numbers)
