@@ -11,6 +11,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from scvae_ext.cli.files import UserError, check_writable, replacing
 from scvae_ext.cli.quality import add_clusters, agreement, draw, held_out_elbo
 from scvae_ext.models import SCVAE, CiteVAE
+from scvae_ext.models.saving import check_folder
 from scvae_ext.train import TrainingDivergedError
 
 __all__ = ["fit"]
@@ -80,8 +81,11 @@ def _check_outputs(options: argparse.Namespace) -> list[str]:
     if options.out.suffix != ".h5ad":
         raise UserError(f"--out {options.out} does not end in .h5ad.")
     check_writable(options.out, overwrite=options.overwrite)
-    if options.save_model and options.save_model.exists() and not options.overwrite:
-        raise UserError(f"{options.save_model} exists; add --overwrite to replace it.")
+    if options.save_model and options.save_model.exists():
+        if not options.overwrite:
+            raise UserError(f"{options.save_model} exists; add --overwrite to replace it.")
+        with _one_line():
+            check_folder(options.save_model, overwrite=True)
     if options.figure is None:
         if options.color:
             raise UserError("--color is for the figure; add --figure FILE.png.")
@@ -109,7 +113,7 @@ def _one_line() -> Iterator[None]:
     """Show what validation or training say about the data and the options as one line."""
     try:
         yield
-    except (TypeError, ValueError, TrainingDivergedError) as error:
+    except (TypeError, ValueError, FileExistsError, TrainingDivergedError) as error:
         raise UserError(str(error)) from error
 
 

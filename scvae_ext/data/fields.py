@@ -1,7 +1,7 @@
 """Fields of an AnnData: where one kind of value lies, how it is read, what it must satisfy."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ __all__ = [
     "CategoricalObs",
     "Layer",
     "NumericalObs",
+    "category_names",
+    "find_category",
     "in_pandas",
     "layer_names",
     "require_anndata",
@@ -127,6 +129,35 @@ def in_pandas(obs: Any, columns: list[str] | None = None) -> pd.DataFrame:
     return chosen if isinstance(chosen, pd.DataFrame) else chosen.to_memory()
 
 
+def category_names(values: Iterable[object]) -> list[str]:
+    """Return the names that categories are known by: ``1`` and ``1.0`` are both ``"1"``.
+
+    Parameters
+    ----------
+    values
+        The categories as a column holds them. Numbers lose their decimals where all of them are whole.
+    """
+    values = list(values)
+    if all(isinstance(value, float | np.floating) and float(value).is_integer() for value in values):
+        return [f"{value:.0f}" for value in values]
+    return [str(value) for value in values]
+
+
+def find_category(value: object, names: Sequence[str]) -> int | None:
+    """Return the position of the category that a value stands for, or ``None`` if there is none.
+
+    Parameters
+    ----------
+    value
+        What was asked for: a name, or a number as the column holds it.
+    names
+        The categories, named by :func:`category_names`.
+    """
+    # A whole number has decimals in its name if it stands beside numbers that need them.
+    whole = str(value).removesuffix(".0")
+    return next((names.index(name) for name in (str(value), whole, f"{whole}.0") if name in names), None)
+
+
 def _obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
     if key not in adata.obs.columns:
         raise unknown_key(f"{argument}: the column {key!r} of adata.obs was", key, adata.obs.columns)
@@ -234,10 +265,7 @@ class CategoricalObs:
                 f"them out: adata = adata[adata.obs[{self.key!r}].notna()].copy()."
             )
         categorical = column.astype("category").cat.remove_unused_categories()
-        values: list[object] = list(categorical.cat.categories)
-        if all(isinstance(value, float) and value.is_integer() for value in values):
-            values = [f"{value:.0f}" for value in values]
-        names = tuple(str(value) for value in values)
+        names = tuple(category_names(categorical.cat.categories))
         if len(set(names)) < len(names):
             repeated = sorted({name for name in names if names.count(name) > 1})
             raise ValueError(
@@ -287,8 +315,8 @@ class CategoricalObs:
             As :meth:`read`, and if a category is not among the known ones.
         """
         codes, names = self.read(adata)
-        position = {name: i for i, name in enumerate(categories)}
-        unseen = [name for name in names if name not in position]
+        positions = [find_category(name, categories) for name in names]
+        unseen = [name for name, position in zip(names, positions, strict=True) if position is None]
         if unseen:
             n_cells = int(np.isin(codes, [names.index(name) for name in unseen]).sum())
             raise ValueError(
@@ -296,7 +324,7 @@ class CategoricalObs:
                 f"{shorten(unseen)} ({n_cells} cells). Known are: {shorten(categories)}. "
                 "Rename them to known ones, leave these cells out, or train a model on data that includes them."
             )
-        return np.take(np.array([position[name] for name in names], dtype=np.int64), codes)
+        return np.take(np.array(positions, dtype=np.int64), codes)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from scvae_ext.analysis import Overlap, calibrate_intervals, setting_overlap
+from scvae_ext.data.fields import in_pandas
 from scvae_ext.distributions import NegativeBinomial, Poisson, ZeroInflated
 from scvae_ext.models.cells import Cells, shared_noise
+from scvae_ext.models.groups import obs_column
 from scvae_ext.models.intervals import Replicate
 from scvae_ext.models.settings import Setting
-from scvae_ext.models.state_shift import GroupedStates, mean_states, obs_column, state_shift
+from scvae_ext.models.state_shift import GroupedStates, mean_states, state_shift
 from scvae_ext.modules import VAE
 
 __all__ = [
@@ -251,7 +253,7 @@ def groups_of_cells(adata: AnnData, groupby: str | None, cells: Cells) -> tuple[
     """
     if groupby is None:
         return pd.Index(["all"]), np.zeros(len(cells), dtype=np.int64)
-    column = obs_column(adata, groupby, "groupby").iloc[cells.positions]
+    column = obs_column(in_pandas(adata.obs), "groupby", groupby).iloc[cells.positions]
     if column.isna().any():
         n_missing = int(column.isna().sum())
         raise ValueError(f"{n_missing} cells have no value in {groupby!r}: leave them out by indices=...")

@@ -8,9 +8,18 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
+from scvae_ext.data.fields import category_names, find_category
 from scvae_ext.models.query import CellSelection, select_cells
 
-__all__ = ["GroupPair", "Groups", "cells_of_groups", "select_groups", "select_labels", "select_samples"]
+__all__ = [
+    "GroupPair",
+    "Groups",
+    "cells_of_groups",
+    "obs_column",
+    "select_groups",
+    "select_labels",
+    "select_samples",
+]
 
 REST = "Rest"
 # Fewer cells say nothing about how much cells of a group differ.
@@ -101,27 +110,19 @@ def select_groups(
         raise ValueError(
             f"groupby is missing: name a column of adata.obs ({_listed(obs.columns)}), or pass idx1 and idx2."
         )
-    values = _column(obs, "groupby", groupby)
+    values = obs_column(obs, "groupby", groupby)
     names = tuple(values.cat.categories)
-    position = {name: place for place, name in enumerate(names)}
     # Cells without a value have the code -1.
     of_cell = values.cat.codes.to_numpy(dtype=np.int64)
+    second = None if group2 is None else _position("group2", group2, groupby, names)
     if group1 is None:
-        chosen = [name for name in names if name != group2]
+        first = [position for position in range(len(names)) if position != second]
     else:
         chosen = [group1] if isinstance(group1, str) or not isinstance(group1, Sequence | np.ndarray) else list(group1)
         if not chosen:
             raise ValueError(f"group1 is an empty list: pass groups of {groupby!r} ({_listed(names)}).")
-    asked = [*chosen, *([] if group2 is None else [group2])]
-    for argument, name in zip([*["group1"] * len(chosen), "group2"], asked, strict=False):
-        if str(name) not in position:
-            near = get_close_matches(str(name), names, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"{argument}={name!r} is not in adata.obs[{groupby!r}], which holds {_listed(names)}.{hint}"
-            )
-    second = None if group2 is None else position[str(group2)]
-    if second is not None and str(group2) in map(str, chosen):
+        first = [_position("group1", name, groupby, names) for name in chosen]
+    if second is not None and second in first:
         raise ValueError(f"group1 and group2 both name {group2!r}: a group differs in nothing from itself.")
     if not names:
         raise ValueError(
@@ -131,9 +132,8 @@ def select_groups(
     if len(names) < 2 and (second is not None or not (of_cell < 0).any()):
         raise ValueError(f"adata.obs[{groupby!r}] holds one group alone, {names[0]!r}: there is nothing to compare.")
     if second is not None:
-        kept = [*(position[str(name)] for name in chosen), second]
-        of_cell = np.where(np.isin(of_cell, kept), of_cell, -2)
-    pairs = tuple(GroupPair(position[str(name)], second) for name in dict.fromkeys(map(str, chosen)))
+        of_cell = np.where(np.isin(of_cell, [*first, second]), of_cell, -2)
+    pairs = tuple(GroupPair(position, second) for position in dict.fromkeys(first))
     return Groups(names, of_cell, pairs, groupby)
 
 
@@ -154,20 +154,14 @@ def cells_of_groups(obs: pd.DataFrame, groupby: str | None, group: str | Sequenc
     """
     if groupby is None:
         raise ValueError(f"group={group!r} needs groupby, the column of adata.obs ({_listed(obs.columns)}) it is in.")
-    values = _column(obs, "groupby", groupby)
+    values = obs_column(obs, "groupby", groupby)
     if group is None:
         return values
     names = list(values.cat.categories)
     chosen = [group] if isinstance(group, str) or not isinstance(group, Sequence | np.ndarray) else list(group)
-    unknown = [name for name in chosen if str(name) not in names]
-    if unknown or not chosen:
-        near = get_close_matches(str(unknown[0]), names, n=1, cutoff=0.5) if unknown else []
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"group={unknown[0] if unknown else chosen!r} is not in adata.obs[{groupby!r}], which holds "
-            f"{_listed(names)}.{hint}"
-        )
-    return values.where(values.isin([str(name) for name in chosen]))
+    if not chosen:
+        raise ValueError(f"group={chosen!r} names no group: pass groups of {groupby!r} ({_listed(names)}).")
+    return values.where(values.isin([names[_position("group", name, groupby, names)] for name in chosen]))
 
 
 def select_samples(obs: pd.DataFrame, sample_key: str) -> tuple[Int[np.ndarray, "cells"], tuple[str, ...]]:
@@ -185,7 +179,7 @@ def select_samples(obs: pd.DataFrame, sample_key: str) -> tuple[Int[np.ndarray, 
     ValueError
         If there is no such column, or a cell has no sample.
     """
-    values = _column(obs, "sample_key", sample_key)
+    values = obs_column(obs, "sample_key", sample_key)
     if values.isna().any():
         raise ValueError(
             f"{int(values.isna().sum())} cells have no value in adata.obs[{sample_key!r}]: drop them first."
@@ -209,7 +203,7 @@ def select_labels(obs: pd.DataFrame, labels_key: str) -> tuple[Int[np.ndarray, "
     ValueError
         If there is no such column, or no cell has a label.
     """
-    values = _column(obs, "labels_key", labels_key)
+    values = obs_column(obs, "labels_key", labels_key)
     names = tuple(values.cat.categories)
     if not names:
         raise ValueError(f"adata.obs[{labels_key!r}] holds no label: name a column that does.")
@@ -250,15 +244,39 @@ def _picked(obs: pd.DataFrame, argument: str, cells: CellSelection | str) -> Int
         raise type(error)(str(error).replace("indices", argument)) from error
 
 
-def _column(obs: pd.DataFrame, argument: str, key: str) -> pd.Series:
+def obs_column(obs: pd.DataFrame, argument: str, key: str) -> pd.Series:
+    """Return the category of each cell in a column, by name.
+
+    Parameters
+    ----------
+    obs
+        Cells.
+    argument
+        Name of the argument, for errors.
+    key
+        The column.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column; the message lists those that there are.
+    """
     if key not in obs:
         near = get_close_matches(str(key), list(map(str, obs.columns)), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{argument}={key!r} is not a column of adata.obs, which has {_listed(obs.columns)}.{hint}")
-    values = obs[key]
     # Categories that no cell has are left out, and the order of the others is kept.
-    categories = values.astype("category").cat.remove_unused_categories()
-    return categories.cat.rename_categories([str(name) for name in categories.cat.categories])
+    categories = obs[key].astype("category").cat.remove_unused_categories()
+    return categories.cat.rename_categories(category_names(categories.cat.categories))
+
+
+def _position(argument: str, name: object, groupby: str, names: Sequence[str]) -> int:
+    position = find_category(name, names)
+    if position is None:
+        near = get_close_matches(str(name), names, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{argument}={name!r} is not in adata.obs[{groupby!r}], which holds {_listed(names)}.{hint}")
+    return position
 
 
 def _listed(names: Sequence[object] | pd.Index) -> str:

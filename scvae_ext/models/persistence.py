@@ -30,9 +30,10 @@ class PersistenceMixin(ModelCore):
         dir_path
             The folder.
         overwrite
-            Whether a model that is there may be replaced.
+            Whether a model that is there may be replaced. Other files in its folder stay. An ``adata.h5ad`` from before
+            does too, unless ``save_anndata`` writes a new one, or the new model is of other cells or genes.
         save_anndata
-            Whether to write the AnnData beside it, as ``adata.h5ad``.
+            Whether to write the AnnData beside it, as ``adata.h5ad``; one on disk is copied as it is read.
 
         Raises
         ------

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
 
+from scvae_ext.data.fields import find_category
+
 __all__ = [
     "CellSelection",
     "GeneSelection",
@@ -130,13 +132,15 @@ def select_options(
         raise ValueError(f"{argument}={asked!r} needs batches: pass batch_key=... to setup_anndata and train again.")
     if not names:
         raise ValueError(f"{argument} is an empty list: pass names of {key!r}, or None for the observed ones.")
-    positions = {name: position for position, name in enumerate(valid)}
-    unknown = [name for name in names if str(name) not in positions]
-    if unknown:
-        raise ValueError(
-            f"{argument} holds {unknown[0]!r}, which is not in {key!r}; known are {', '.join(map(repr, valid))}."
-        )
-    return [positions[str(name)] for name in names]
+    positions = []
+    for name in names:
+        position = find_category(name, valid)
+        if position is None:
+            raise ValueError(
+                f"{argument} holds {name!r}, which is not in {key!r}; known are {', '.join(map(repr, valid))}."
+            )
+        positions.append(position)
+    return positions
 
 
 def _whole_mask(mask: Any, obs_names: pd.Index) -> Bool[np.ndarray, "entries"]:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 
 from scvae_ext.data import CellSource, Registry
+from scvae_ext.data.fields import find_category
 from scvae_ext.minibatch import Minibatch
 
 __all__ = ["Setting", "read_setting"]
@@ -149,9 +150,10 @@ def read_setting(argument: str, asked: Mapping[str, str | float], registry: Regi
 
 
 def _category(argument: str, key: str, value: str | float, categories: Sequence[str]) -> int:
-    if str(value) not in categories:
+    position = find_category(value, categories)
+    if position is None:
         raise ValueError(
             f"{argument} sets {key!r} to {value!r}, which was not there at set-up; known are "
             f"{', '.join(map(repr, categories))}."
         )
-    return list(categories).index(str(value))
+    return position

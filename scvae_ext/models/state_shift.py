@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from jaxtyping import Float, Int, Shaped
 
 from scvae_ext.data import CellSource
+from scvae_ext.data.fields import in_pandas
 from scvae_ext.models.cells import Cells
+from scvae_ext.models.groups import obs_column
 from scvae_ext.models.settings import Setting
 from scvae_ext.modules import VAE
 
-__all__ = ["GroupedStates", "grouped_states", "mean_states", "obs_column", "state_shift"]
+__all__ = ["GroupedStates", "grouped_states", "mean_states", "state_shift"]
 
 # Cells of a group in either setting, below which their mean states are not compared.
 FEWEST_CELLS = 10
@@ -57,31 +58,10 @@ def grouped_states(module: VAE, cells: Cells, adata: AnnData, shift_within: str)
     ValueError
         If there is no such column.
     """
-    column = obs_column(adata, shift_within, "shift_within")
+    column = obs_column(in_pandas(adata.obs), "shift_within", shift_within)
     groups = column.astype(str).where(column.notna(), "").to_numpy(dtype=str)
     everything = Cells(cells.source, np.arange(cells.source.n_cells), cells.device, cells.batch_size)
     return GroupedStates(cells.source, mean_states(module, everything), groups, shift_within)
-
-
-def obs_column(adata: AnnData, name: str, argument: str) -> pd.Series:
-    """Return a column of ``adata.obs``.
-
-    Parameters
-    ----------
-    adata, name
-        Where it is, and its name.
-    argument
-        Name of the argument, for errors.
-
-    Raises
-    ------
-    ValueError
-        If there is no such column; the message lists those that there are.
-    """
-    if name not in adata.obs:
-        raise ValueError(f"{argument}={name!r} is no column of adata.obs; there are {', '.join(map(repr, adata.obs))}.")
-    column: pd.Series = adata.obs[name]
-    return column
 
 
 def mean_states(module: VAE, cells: Cells) -> Float[np.ndarray, "cells state"]:

@@ -219,7 +219,7 @@ def test_models_without_covariates():
 def test_effects_of_settings_that_do_not_compare(with_covariates):
     with pytest.raises(ValueError, match="set the same covariates in both"):
         with_covariates.counterfactual_effect({"site": "north"}, {"batch": "batch_1"})
-    with pytest.raises(ValueError, match="groupby='type' is no column"):
+    with pytest.raises(ValueError, match="groupby='type' is not a column"):
         with_covariates.counterfactual_effect({"site": "north"}, {"site": "south"}, groupby="type")
 
 
@@ -318,7 +318,7 @@ def test_groups_within_which_states_cannot_be_compared(randomised, with_covariat
     model.adata.obs["alone"] = pd.Categorical(model.adata.obs_names.to_numpy())
     with pytest.raises(ValueError, match="No group of 'alone' has 10 cells"):
         model.counterfactual({"batch": "batch_1"}, shift_within="alone", key_added=None)
-    with pytest.raises(ValueError, match="shift_within='type' is no column"):
+    with pytest.raises(ValueError, match="shift_within='type' is not a column"):
         model.counterfactual({"batch": "batch_1"}, shift_within="type", key_added=None)
     with pytest.raises(ValueError, match="not of numbers"):
         with_covariates.counterfactual({"dose": 3}, shift_within="site", key_added=None)

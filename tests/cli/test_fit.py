@@ -75,6 +75,14 @@ def test_the_output_is_checked_before_the_input_is_read(tmp_path, capsys):
     assert out.read_text() == "precious"
 
 
+def test_a_folder_that_is_no_model_is_refused_before_the_work(counts, tmp_path, capsys):
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    words = [counts, "--out", tmp_path / "out.h5ad", "--overwrite", "--save-model", folder]
+    assert f"{folder} exists and is not a saved model" in _error(capsys, *words)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

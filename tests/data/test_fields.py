@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata, shorten
+from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, find_category, require_anndata, shorten
 
 
 def test_require_anndata_returns_the_same_object(adata):
@@ -89,6 +89,21 @@ def test_categories_by_name(values, names, codes):
 def test_codes_follow_the_given_list(adata):
     codes = CategoricalObs("cell_type", "labels_key").codes(adata, ("B", "NK", "T"))
     np.testing.assert_array_equal(codes, np.where(adata.obs["cell_type"] == "T", 2, 0))
+
+
+@pytest.mark.parametrize("dtype", [int, float, "float32", "Float64", str])
+def test_whole_numbers_are_the_same_categories_in_any_type(adata, dtype):
+    adata.obs["k"] = np.array([1, 3, 2] * 20).astype(dtype) if dtype != "Float64" else pd.array([1, 3, 2] * 20, dtype)
+    for known in (("1", "2", "3"), ("1.0", "2.0", "2.5", "3.0")):
+        codes = CategoricalObs("k", "batch_key").codes(adata, known)
+        assert codes[:3].tolist() == [0, len(known) - 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "position"), [(1, 0), (1.0, 0), ("1", 0), (np.float32(2.5), 1), ("01", None), (True, None), (25, None)]
+)
+def test_categories_asked_for_by_number_or_name(value, position):
+    assert find_category(value, ("1", "2.5")) == position
 
 
 def test_unseen_category_is_named(adata):

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvae_ext.models.groups import GroupPair, select_groups, select_samples
+from scvae_ext.models.groups import GroupPair, cells_of_groups, select_groups, select_samples
 
 
 @pytest.fixture
@@ -39,6 +39,25 @@ def test_several_groups_against_one(obs):
 def test_numbers_as_groups_go_by_their_text(obs):
     groups = _select(obs, "age", "3", "4")
     assert groups.of_cell[[2, 3]].tolist() == [groups.names.index("3"), groups.names.index("4")]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("group", [1, 1.0, np.float32(1), "1", "1.0"])
+def test_whole_numbers_are_the_same_group_however_they_are_stored(obs, group):
+    for dtype in (int, float, "category"):
+        column = obs.assign(replicate=np.array([1, 2, 1, 3, 2, 1]).astype(dtype if dtype != "category" else float))
+        if dtype == "category":
+            column["replicate"] = column["replicate"].astype("category")
+        groups = _select(column, "replicate", group, 2)
+        assert (groups.names, groups.pairs) == (("1", "2", "3"), (GroupPair(0, 1),))
+        assert cells_of_groups(column, "replicate", group).notna().tolist() == [True, False, True, False, False, True]
+        assert select_samples(column, "replicate")[1] == ("1", "2", "3")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_group_is_not_compared_with_itself_under_another_name(obs):
+    with pytest.raises(ValueError, match="both name 3"):
+        _select(obs, "age", "3", 3.0)
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,10 @@ def test_categories_by_name(asked, expected):
     assert select_options("transform_batch", asked, ("a", "b"), "batch") == expected
 
 
-def test_categories_that_are_numbers_in_the_data():
-    assert select_options("transform_batch", 2, ("1", "2"), "batch") == [1]
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("asked", [2, 2.0, np.float32(2), np.array([2.0]), "2"])
+def test_categories_that_are_numbers_in_the_data(asked):
+    assert select_options("transform_batch", asked, ("1", "2"), "batch") == [1]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 import json
 import os
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
+from stores import KINDS, stored
 
 from scvae_ext import SCVAE, Autoencoder
 
@@ -65,6 +68,73 @@ def test_a_model_is_not_overwritten_unless_told(model, folder):
     assert _content(folder) == before
     model.save(folder, overwrite=True)
     assert _content(folder)["weights.safetensors"] == before["weights.safetensors"]
+
+
+def test_what_else_lies_in_the_folder_stays(model, folder):
+    (folder / "notes.txt").write_text("mine")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "model.json").write_text("mine too")
+    (folder / "link").symlink_to("notes.txt")
+    model.train(max_steps=1, enable_progress_bar=False)
+    model.save(folder, overwrite=True)
+    assert {file.name for file in folder.iterdir()} == FILES | {"notes.txt", "figures", "link"}
+    assert (folder / "link").read_text() == "mine"
+    assert (folder / "figures" / "model.json").read_text() == "mine too"
+    assert SCVAE.load(folder).history.equals(model.history)
+    assert [file.name for file in folder.parent.iterdir()] == ["model"]
+
+
+def test_files_are_copied_where_they_cannot_have_two_names(model, folder, monkeypatch):
+    (folder / "notes.txt").write_text("mine")
+    monkeypatch.setattr("os.link", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("not supported")))
+    model.save(folder, overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_saved_anndata_stays_as_long_as_it_belongs_to_the_model(model, adata, tmp_path):
+    folder = tmp_path / "model"
+    model.save(folder, save_anndata=True)
+    model.train(max_steps=1, enable_progress_bar=False)
+    model.save(folder, overwrite=True)
+    assert ad.read_h5ad(folder / "adata.h5ad").obs_names.equals(adata.obs_names)
+    model.adata = adata[:60].copy()
+    model.save(folder, overwrite=True, save_anndata=True)
+    assert ad.read_h5ad(folder / "adata.h5ad").n_obs == 60
+    model.adata = adata
+    model.save(folder, overwrite=True)
+    assert not (folder / "adata.h5ad").exists()
+
+
+def test_a_saved_anndata_stays_where_nobody_can_tell_whose_it_is(model, tmp_path):
+    model.save(tmp_path / "model", save_anndata=True)
+    (tmp_path / "model" / "model.json").write_text("{")
+    model.save(tmp_path / "model", overwrite=True)
+    assert (tmp_path / "model" / "adata.h5ad").exists()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "backed view"])
+def test_an_anndata_on_disk_is_saved_and_stays_as_it_is(model, adata, tmp_path, kind):
+    adata.obsm["frame"] = pd.DataFrame({"a": range(120)}, index=adata.obs_names)
+    adata.raw = adata[:, :5]
+    expected = model.get_elbo()
+    n_cells = 120
+    with stored(adata, kind.removesuffix(" view"), tmp_path) as opened:
+        if kind.endswith("view"):
+            n_cells, opened = 70, opened[:70]
+        model.adata = opened
+        before = opened.filename
+        model.save(tmp_path / "model", save_anndata=True)
+        assert (opened.filename, opened.isbacked) == (before, kind.startswith("backed"))
+        if n_cells == 120:
+            assert model.get_elbo() == pytest.approx(expected, rel=1e-5)
+        found = ad.read_h5ad(tmp_path / "model" / "adata.h5ad")
+        counts = found.X if isinstance(found.X, np.ndarray) else found.X.toarray()
+        np.testing.assert_array_equal(counts, adata.X.toarray()[:n_cells])
+        assert found.obs["cell_type"].tolist() == adata.obs["cell_type"].tolist()[:n_cells]
+        if not kind.startswith("zarr"):  # where stored() leaves them out
+            assert found.obsm["frame"]["a"].tolist() == list(range(n_cells))
+            assert found.raw.shape == (n_cells, 5)
+        assert SCVAE.load(tmp_path / "model", found).get_latent_representation().shape == (n_cells, 3)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -4,6 +4,7 @@ import pytest
 import scipy.sparse as sp
 from scipy import stats
 from sklearn.metrics import silhouette_score
+from stores import stored
 
 from scvae_ext import SCVAE
 from scvae_ext.datasets import synthetic_counts
@@ -108,6 +109,37 @@ def test_other_types_of_matrix_give_the_same(model, adata, tmp_path):
         other.X = convert(adata.X)
         np.testing.assert_array_equal(model.get_latent_representation(other), expected)
     np.testing.assert_array_equal(model.get_latent_representation(adata[::-1]), expected[::-1])
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda model, adata: model.differential_expression(adata, groupby="cell_type", group1="type_1")["lfc_mean"],
+        lambda model, adata: model.differential_expression(adata, idx1="batch == 'batch_0'")["lfc_mean"],
+        lambda model, adata: (
+            model.differential_abundance(adata, sample_key="donor", groupby="arm", group1="a").ratio.log_ratio
+        ),
+        lambda model, adata: model.generate(5, adata=adata, groupby="cell_type", group="type_1").X.toarray(),
+        lambda model, adata: model.get_cell_uncertainty(adata, labels_key="cell_type", key_added=None)["label_entropy"],
+        lambda model, adata: (
+            model.counterfactual(
+                {"batch": "batch_0"}, adata, shift_within="cell_type", n_samples=2, key_added=None
+            ).median
+        ),
+        lambda model, adata: (
+            model.counterfactual_effect(
+                {"batch": "batch_0"}, {"batch": "batch_1"}, adata, groupby="cell_type", n_samples=2
+            ).lfc
+        ),
+    ],
+)
+def test_groups_of_a_lazy_anndata_are_those_of_the_one_in_memory(model, adata, tmp_path, ask):
+    adata.obs["donor"] = [f"donor_{i % 6}" for i in range(120)]
+    adata.obs["arm"] = np.where(np.arange(120) % 2, "a", "b")
+    expected = ask(model, adata)
+    with stored(adata, "lazy zarr", tmp_path) as lazy:
+        model.adata = lazy
+        np.testing.assert_allclose(ask(model, lazy), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_no_key_writes_nothing(model, adata):

@@ -30,6 +30,15 @@ def test_values_are_positions_and_standardised_numbers(source):
     assert setting.observed_values(source).tolist() == [[0, 0], [1, 1], [0, 2], [1, 0]]
 
 
+@pytest.mark.parametrize("value", [2, 2.0, "2"])
+def test_categories_that_are_numbers_go_by_either_type(value):
+    obs = pd.DataFrame({"site": [1.0, 2.0, 1.0, 2.0], "lane": [1, 2, 3, 1]}, index=list("abcd"))
+    adata = ad.AnnData(np.ones((4, 2), dtype=np.float32), obs=obs)
+    SCVAE.setup_anndata(adata, batch_key="site", categorical_covariate_keys=["lane"])
+    setting = read_setting("set", {"site": value, "lane": value}, read_registry(adata))
+    assert (setting.batch, setting.categories) == (1, {0: 1})
+
+
 def test_what_is_set_replaces_what_was_observed_and_the_rest_stays(source):
     minibatch = source.minibatch(np.arange(4))
     changed = read_setting("set", {"donor": "b"}, source.registry).apply(minibatch)

@@ -6,6 +6,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scvae_ext.analysis import DifferentialAbundance, TestMode, abundance_ratio
+from scvae_ext.data.fields import in_pandas
 from scvae_ext.models.abundance import groups_of_samples, sample_log_prob
 from scvae_ext.models.cells import evaluating
 from scvae_ext.models.differential_expression import (
@@ -160,10 +161,11 @@ class ComparisonMixin(VAEModel):
             whole_number("n_samples_overall", n_samples_overall),
             whole_number("seed", seed, least=0),
         )
-        groups = select_groups(adata.obs, groupby, group1, group2, idx1, idx2)
+        obs = in_pandas(adata.obs)
+        groups = select_groups(obs, groupby, group1, group2, idx1, idx2)
         if sample_key is not None and mode == "vanilla":
             raise ValueError('sample_key has no meaning in mode="vanilla", which compares cells: use mode="change".')
-        units = make_units(groups, None if sample_key is None else select_samples(adata.obs, sample_key))
+        units = make_units(groups, None if sample_key is None else select_samples(obs, sample_key))
         names = list(self.registry.var_names)
         with evaluating(self.module):
             others = None
@@ -254,10 +256,11 @@ class ComparisonMixin(VAEModel):
         if sample_key is None:
             listed = ", ".join(map(repr, adata.obs.columns))
             raise ValueError(f"sample_key is missing: name the column of adata.obs with the samples ({listed}).")
-        codes, names = select_samples(adata.obs, sample_key)
+        obs = in_pandas(adata.obs)
+        codes, names = select_samples(obs, sample_key)
         compared = None
         if groupby is not None:
-            compared = groups_of_samples(adata.obs, codes, names, groupby, group1, group2)
+            compared = groups_of_samples(obs, codes, names, groupby, group1, group2)
         elif group1 is not None or group2 is not None:
             raise ValueError("group1 and group2 need groupby=..., the column of adata.obs that they are groups of.")
         most = None if num_cells_posterior is None else whole_number("num_cells_posterior", num_cells_posterior)

@@ -7,6 +7,7 @@ import numpy as np
 from anndata import AnnData
 
 from scvae_ext.data import record_result, write_registry
+from scvae_ext.data.fields import in_pandas
 from scvae_ext.models.cells import Cells, evaluating
 from scvae_ext.models.generation import Depth, SourceOfStates, as_anndata, draw_cells, fitted_depth
 from scvae_ext.models.groups import cells_of_groups
@@ -114,7 +115,7 @@ class GenerationMixin(VAEModel):
         pool = cells.positions
         groups = None
         if groupby is not None or group is not None:
-            groups = cells_of_groups(adata.obs, groupby, group)
+            groups = cells_of_groups(in_pandas(adata.obs), groupby, group)
             pool = pool[groups.notna().to_numpy()[pool]]
             if not len(pool):
                 raise ValueError(f"None of the chosen cells is in group={group!r} of adata.obs[{groupby!r}].")

@@ -8,6 +8,7 @@ from anndata import AnnData
 from jaxtyping import Float
 
 from scvae_ext.analysis import IntervalCalibration
+from scvae_ext.data.fields import in_pandas
 from scvae_ext.models.cells import Cells, evaluating
 from scvae_ext.models.intervals import (
     Replicate,
@@ -66,7 +67,7 @@ class IntervalMixin(VAEModel):
         refuse_without_counts(self.module)
         registry, seed = self.registry, self.seed + 1 if seed is None else whole_number("seed", seed, least=0)
         with evaluating(self.module):
-            simulated, latent = simulate_replicate(self.module, cells, registry, adata.obs, seed)
+            simulated, latent = simulate_replicate(self.module, cells, registry, in_pandas(adata.obs), seed)
         # Not set up anew: names and scales of the covariates are those of the data, and genes may be without counts.
         twin = self._sibling(simulated, self._options, seed)
         given = {"enable_progress_bar": False, **(train_options or {})}

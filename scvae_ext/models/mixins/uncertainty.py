@@ -6,6 +6,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scvae_ext.analysis import Novelty
+from scvae_ext.data.fields import in_pandas
 from scvae_ext.models.cells import evaluating
 from scvae_ext.models.groups import select_labels
 from scvae_ext.models.intervals import refuse_without_counts
@@ -73,7 +74,7 @@ class UncertaintyMixin(VAEModel):
         """
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         known = self._cells(None, None, batch_size, False)[1]
-        labels = None if labels_key is None else select_labels(self.adata.obs, labels_key)
+        labels = None if labels_key is None else select_labels(in_pandas(self.adata.obs), labels_key)
         n_neighbors, n_samples = whole_number("n_neighbors", n_neighbors), whole_number("n_samples", n_samples)
         with evaluating(self.module):
             own = self._own_positions(adata, cells)
