@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from anndata.compat import DaskArray
 from jaxtyping import Float, Int
-from torch import nn
+from torch import Tensor, nn
 
 from scvae_ext.data import CellSource, Registry, make_actual, record_result
 from scvae_ext.data.fields import in_pandas
@@ -147,7 +147,7 @@ def cells_hash(source: CellSource) -> str:
     digest.update(source.facts.total_per_cell.tobytes())
     digest.update(source.facts.total_per_gene.tobytes())
     for name, values in source.covariates(np.arange(source.n_cells)).items():
-        if values is not None:
+        if isinstance(values, Tensor):
             digest.update(name.encode() + values.numpy().tobytes())
     return digest.hexdigest()[:16]
 
