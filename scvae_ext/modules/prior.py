@@ -16,8 +16,9 @@ __all__ = ["LabelPrior", "LearnedPrior", "MixturePrior", "PriorKind", "VampPrior
 PriorKind = Literal["standard", "mixture", "vamp"]
 
 # Of expectation maximisation: its length; cells' worth of the spread within labels that each Gaussian has beside its
-# own, lest it shrink to a point; and how far apart Gaussians of a label start, in standard deviations.
-N_ITERATIONS, N_PRIOR_CELLS, SHIFT = 50, 2.0, 0.5
+# own, lest it shrink to a point; how far apart Gaussians of a label start, in standard deviations; and how many cells
+# without a label one with a label counts as in centres and variances, lest a label with few cells move elsewhere.
+N_ITERATIONS, N_PRIOR_CELLS, SHIFT, LABELLED_CELL = 50, 2.0, 0.5, 30.0
 TINY = 1e-6
 # Softplus reaches zero only at minus infinity, from where no gradient leads back.
 SMALLEST_PROFILE = 0.01
@@ -154,7 +155,8 @@ class LabelPrior(MixturePrior):
         r"""Start from the posteriors of cells, by expectation maximisation in which known labels stay as they are.
 
         A cell without a label is shared out among all Gaussians by their responsibility, one with a label among those
-        of the label. The variance of a cell's posterior counts, so that a Gaussian has that of what it describes.
+        of the label; the latter counts as thirty of the former, except in how frequent a label is. The variance of a
+        cell's posterior counts, so that a Gaussian has that of what it describes.
 
         Parameters
         ----------
@@ -181,17 +183,18 @@ class LabelPrior(MixturePrior):
         log_weights = torch.zeros(len(centres), dtype=mean.dtype, device=mean.device)
         allowed = torch.where(is_known.unsqueeze(1), membership, 1.0).log().repeat_interleave(self.n_per_label, 1)
         second = mean.square() + variance
+        counts_as = torch.where(is_known, LABELLED_CELL, 1.0).double().unsqueeze(1)
         for _ in range(N_ITERATIONS):
             precision = variances.reciprocal()
             distance = second @ precision.T - 2 * mean @ (centres * precision).T + (centres.square() * precision).sum(1)
             log_joint = log_weights - 0.5 * (distance + variances.log().sum(1)) + allowed
             share = log_joint.softmax(1)
-            total = share.sum(0)
-            weight = total.clamp_min(TINY).unsqueeze(1)
+            log_weights = (share.sum(0) + 1).log()
+            share *= counts_as
+            weight = share.sum(0).clamp_min(TINY).unsqueeze(1)
             centres = torch.where(weight > TINY, share.T @ mean / weight, centres)
             within = (share.T @ second / weight - centres.square()).clamp_min(0)
             variances = (weight * within + N_PRIOR_CELLS * spread) / (weight + N_PRIOR_CELLS)
-            log_weights = (total + 1).log()
         self.mean.copy_(centres)
         self.log_scale.copy_(0.5 * variances.log())
         self.logits.copy_(log_weights - log_weights.mean())
