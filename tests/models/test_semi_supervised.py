@@ -4,6 +4,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from stores import stored
 
 from scvae_ext import SCVAE, SemiSupervisedVAE
@@ -291,7 +292,32 @@ def test_what_scvae_answers_is_answered_too(small):
     assert posterior_collapse(model).n_cells == 120
     assert len(evidence(model, n_samples=20).to_frame()) > 0
     assert len(posterior_predictive_check(model, n_samples=40).to_frame()) > 0
-    assert len(conditional_independence(model, indices=np.arange(120), n_samples=20).to_frame()) > 0
+    assert len(conditional_independence(model, indices=np.arange(120), n_samples=60).to_frame()) > 0
+
+
+def apart(model):
+    """Put the labels into corners of the latent space, so that a state tells its label."""
+    with torch.no_grad():
+        model.module.prior.mean.copy_(8 * torch.eye(3))
+    return model
+
+
+def test_a_new_cell_from_the_prior_has_the_label_of_its_state(small):
+    model = apart(trained(small))
+    cells = model.generate(200, seed=1)
+    corner = np.array(model.label_names)[cells.obsm["X_scvae"].argmax(axis=1)]
+    np.testing.assert_array_equal(cells.obs["known"].astype(str), corner)
+    like_cells = model.generate(50, like="cells")
+    lent = small.obs.loc[like_cells.obs["scvae_source"], "known"].fillna("Unknown")
+    np.testing.assert_array_equal(like_cells.obs["known"].astype(str), lent)
+
+
+def test_novelty_is_that_of_the_counts_whatever_the_label(small):
+    model = apart(trained(small))
+    options = {"n_replicates": 10, "n_samples": 1, "key_added": None}
+    expected = model.get_novelty(**options).to_frame()
+    small.obs["known"] = np.roll(small.obs["known"].to_numpy(), 7)
+    pd.testing.assert_frame_equal(model.get_novelty(**options).to_frame(), expected)
 
 
 def test_the_set_up_serves_scvae_as_well(small):
