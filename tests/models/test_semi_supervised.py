@@ -350,6 +350,7 @@ def test_mistakes_say_what_to_type_instead(small):
         (lambda: model.train(free_bits=0.1), ValueError, "leave free_bits at 0"),
         (lambda: model.train(objective="iwae", n_samples=2), ValueError, "label_weight=1"),
         (lambda: model.predict(soft="yes"), ValueError, "soft='yes'"),
+        (lambda: model.predict(key_added="known"), ValueError, "would be taken for known ones"),
         (lambda: gradient_estimators(model), TypeError, "on labels as well: train an SCVAE"),
         (lambda: model.predict(n_samples=0), ValueError, "n_samples=0"),
         (lambda: SemiSupervisedVAE(small).predict(), RuntimeError, "has not been trained"),
