@@ -18,12 +18,14 @@ SOUNDS_UNLABELED = frozenset(
         "unlabelled",
         "unassigned",
         "unannotated",
+        "unclassified",
         "undefined",
         "nan",
         "none",
         "na",
         "n/a",
         "?",
+        "",
     }
 )
 
@@ -95,4 +97,8 @@ def match_labels(adata: AnnData, key: str, categories: tuple[str, ...]) -> Int[n
     """
     if key not in adata.obs.columns:
         return np.full(adata.n_obs, len(categories) - 1, dtype=np.int64)
-    return CategoricalObs(key, "labels_key", missing=categories[-1]).codes(adata, categories)
+    try:
+        return CategoricalObs(key, "labels_key", missing=categories[-1]).codes(adata, categories)
+    except ValueError as error:
+        hint = "Cells whose labels are to be found need no such column: drop or rename it."
+        raise ValueError(f"{error} {hint}") from error

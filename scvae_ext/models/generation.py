@@ -20,7 +20,7 @@ from scvae_ext.models.cells import Cells
 from scvae_ext.models.inference import draw_latent
 from scvae_ext.models.intervals import ATTEMPTS
 from scvae_ext.models.settings import Setting
-from scvae_ext.modules import VAE
+from scvae_ext.modules import VAE, LabelPrior
 
 __all__ = ["Depth", "Drawn", "SourceOfStates", "as_anndata", "draw_cells", "fitted_depth"]
 
@@ -125,6 +125,7 @@ def draw_cells(
             posterior = module.encode(minibatch) if like == "cells" else None
             if posterior is None:
                 state = module.sample_prior(minibatch.n_cells)
+                minibatch = _labelled(module, minibatch, state)
             else:
                 state = torch.normal(posterior.qz.loc, posterior.qz.scale)
             minibatch = minibatch if setting is None else setting.apply(minibatch)
@@ -199,6 +200,14 @@ def as_anndata(drawn: Drawn, registry: Registry, latent_key: str, sources: Mappi
     if registry.layer is not None:
         generated.layers[registry.layer] = generated.X.copy()
     return generated
+
+
+def _labelled(module: VAE, minibatch: Minibatch, state: Float[Tensor, "cells state"]) -> Minibatch:
+    """Draw labels given states, where the model has them: those of the cells are labels of other states."""
+    if not isinstance(module.prior, LabelPrior):
+        return minibatch
+    probabilities = module.prior.label_log_probs(state[:, : module.n_latent]).exp()
+    return replace(minibatch, label=torch.multinomial(probabilities, 1).squeeze(1))
 
 
 def _with_library(minibatch: Minibatch, size: Float[np.ndarray, "cells"]) -> Minibatch:

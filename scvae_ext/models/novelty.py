@@ -11,7 +11,7 @@ from scvae_ext.analysis import AggregatedPosterior, Novelty, rank_among, replica
 from scvae_ext.minibatch import Minibatch, SparseCounts
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.inference import latent_parameters
-from scvae_ext.modules import VAE
+from scvae_ext.modules import VAE, LabelPrior
 
 __all__ = ["novelty_of_cells"]
 
@@ -74,6 +74,7 @@ def _scores(
         # torch's distributions draw from the default generator alone.
         torch.manual_seed(seed)
         for rows, minibatch in cells:
+            minibatch = _unlabelled(module, minibatch)
             elbo[rows] = _elbo(module, minibatch, n_samples)
             log_total[rows] = minibatch.library_size.log().cpu().numpy()
             for replicate in range(n_replicates):
@@ -88,6 +89,13 @@ def _states(module: VAE, known: Cells) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of the posterior of each cell, residual factors included."""
     posteriors = [module.encode(minibatch).qz for _, minibatch in known]
     return torch.cat([qz.loc for qz in posteriors]), torch.cat([qz.scale for qz in posteriors])
+
+
+def _unlabelled(module: VAE, minibatch: Minibatch) -> Minibatch:
+    """Leave labels out that the model explains: they are those of the cells, and not of the states of replicates."""
+    if not isinstance(module.prior, LabelPrior):
+        return minibatch
+    return replace(minibatch, label=torch.full_like(minibatch.label, module.prior.n_labels))
 
 
 def _replicate(module: VAE, minibatch: Minibatch, sample: Tensor) -> Minibatch:

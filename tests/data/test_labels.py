@@ -96,7 +96,7 @@ def test_mistakes_say_what_to_type_instead(adata):
     registry = set_up(adata)
     other = adata.copy()
     other.obs["known"] = other.obs["known"].replace("type_1", "type_9")
-    with pytest.raises(ValueError, match=r"not there at set-up: 'type_9' .* Known are: 'type_0'"):
+    with pytest.raises(ValueError, match=r"not there at set-up: 'type_9' .* Known are: 'type_0'.* drop or rename it"):
         align(other, registry)
     one = adata.copy()
     one.obs["known"] = np.where(one.obs["known"] == "Unknown", "Unknown", "cell")
@@ -104,6 +104,8 @@ def test_mistakes_say_what_to_type_instead(adata):
         set_up(one)
     with pytest.raises(ValueError, match="labels_key says which labels are known, and is missing"):
         SemiSupervisedVAE.setup_anndata(adata)
-    adata.obs["known"] = adata.obs["known"].replace("Unknown", "unassigned")
-    with pytest.warns(UserWarning, match=r"'unassigned' .* pass unlabeled_category='unassigned'"):
-        set_up(adata)
+    labels = adata.obs["known"]
+    for name in ("unassigned", ""):
+        adata.obs["known"] = labels.replace("Unknown", name)
+        with pytest.warns(UserWarning, match=rf"'{name}' .* pass unlabeled_category='{name}'"):
+            set_up(adata)

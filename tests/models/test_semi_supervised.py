@@ -4,6 +4,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from stores import stored
 
 from scvae_ext import SCVAE, SemiSupervisedVAE
@@ -321,6 +322,31 @@ def test_the_set_up_serves_scvae_as_well(small):
     assert np.isfinite(model.get_elbo())
 
 
+def apart(model):
+    """Put the labels into corners of the latent space, so that a state tells its label."""
+    with torch.no_grad():
+        model.module.prior.mean.copy_(8 * torch.eye(3))
+    return model
+
+
+def test_a_new_cell_from_the_prior_has_the_label_of_its_state(small):
+    model = apart(trained(small))
+    cells = model.generate(200, seed=1)
+    corner = np.array(model.label_names)[cells.obsm["X_scvae"].argmax(axis=1)]
+    np.testing.assert_array_equal(cells.obs["known"].astype(str), corner)
+    like_cells = model.generate(50, like="cells")
+    lent = small.obs.loc[like_cells.obs["scvae_source"], "known"].fillna("Unknown")
+    np.testing.assert_array_equal(like_cells.obs["known"].astype(str), lent)
+
+
+def test_novelty_is_that_of_the_counts_whatever_the_label(small):
+    model = apart(trained(small))
+    options = {"n_replicates": 10, "n_samples": 1, "key_added": None}
+    expected = model.get_novelty(**options).to_frame()
+    small.obs["known"] = np.roll(small.obs["known"].to_numpy(), 7)
+    pd.testing.assert_frame_equal(model.get_novelty(**options).to_frame(), expected)
+
+
 def test_a_label_without_a_training_cell_is_warned_of(small):
     small.obs.iloc[-1, small.obs.columns.get_loc("known")] = "rare"
     SemiSupervisedVAE.setup_anndata(small, labels_key="known", batch_key="batch")
@@ -344,6 +370,7 @@ def test_mistakes_say_what_to_type_instead(small):
         (lambda: model.train(free_bits=0.1), ValueError, "leave free_bits at 0"),
         (lambda: model.train(objective="iwae", n_samples=2), ValueError, "label_weight=1"),
         (lambda: model.predict(soft="yes"), ValueError, "soft='yes'"),
+        (lambda: model.predict(key_added="known"), ValueError, "would be taken for known ones"),
         (lambda: gradient_estimators(model), TypeError, "on labels as well: train an SCVAE"),
         (lambda: model.predict(n_samples=0), ValueError, "n_samples=0"),
         (lambda: SemiSupervisedVAE(small).predict(), RuntimeError, "has not been trained"),

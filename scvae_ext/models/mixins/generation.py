@@ -81,9 +81,11 @@ class GenerationMixin(VAEModel):
         -------
         anndata.AnnData
             Set up as the model's own. ``X`` (and the layer that counts are in): whole numbers, sparse, float32.
-            ``obs``: the covariates; ``scvae_library_size``, what each cell was decoded with, in counts (its total
-            scatters around that); ``scvae_source``, the cell that lent state or covariates; ``scvae_source_group``, its
-            group. ``obsm["X_scvae"]``: the latent point that each cell was decoded from, not an encoding of its counts.
+            ``obs``: the covariates, and the label of the same cell, for :class:`~scvae_ext.SemiSupervisedVAE` with the
+            prior one drawn from :math:`p(y \mid z)`; ``scvae_library_size``, what each cell was decoded with, in counts
+            (its total scatters around that); ``scvae_source``, the cell that lent state or covariates;
+            ``scvae_source_group``, its group. ``obsm["X_scvae"]``: the latent point that each cell was decoded from,
+            not an encoding of its counts.
             Its provenance is in ``uns["scvae_ext"]``.
 
         Raises

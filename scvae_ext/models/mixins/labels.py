@@ -66,7 +66,8 @@ class LabelMixin(VAEModel):
         calibrated
             Whether to make the model less sure. The most probable label is the same.
         key_added
-            Key of ``adata.obs``, or of ``adata.obsm`` with ``soft=True``; ``None`` writes nothing.
+            Key of ``adata.obs``, other than that of the known labels, or of ``adata.obsm`` with ``soft=True``;
+            ``None`` writes nothing.
 
         Returns
         -------
@@ -78,8 +79,13 @@ class LabelMixin(VAEModel):
         Raises
         ------
         RuntimeError, ValueError
-            As for :meth:`get_latent_representation`.
+            As for :meth:`get_latent_representation`, and if predictions would take the place of the known labels.
         """
+        if not true_or_false("soft", soft) and key_added == self.registry.labels_key:
+            raise ValueError(
+                f"key_added={key_added!r} is the column of the labels that are known: predictions there would be taken "
+                "for known ones. Name another column."
+            )
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         n_samples, seed = whole_number("n_samples", n_samples), whole_number("seed", seed, least=0)
         with evaluating(self.module):
@@ -88,7 +94,7 @@ class LabelMixin(VAEModel):
             probabilities = self._calibration.apply(probabilities)
         arguments = {"n_samples": n_samples, "seed": seed, "calibrated": calibrated}
         names, index = self.label_names, cells.source.obs_names[cells.positions]
-        if true_or_false("soft", soft):
+        if soft:
             self._write(adata, "obsm", key_added, probabilities, cells, write_subset, arguments, names)
             return pd.DataFrame(probabilities, index=index, columns=names)
         codes = probabilities.argmax(axis=1)

@@ -103,8 +103,9 @@ class UncertaintyMixin(VAEModel):
         *Counts.* The ELBO, an estimate of :math:`\log p(x)`, falls with the number of counts, whatever the cell. It is
         compared with that of ``n_replicates`` cells drawn from the model with the cell's library size, batch and
         covariates, and states drawn from the posteriors of the model's cells
-        (:func:`~scvae_ext.analysis.replicate_test`). *State.* The density of the cell's state among the cells of the
-        model's AnnData, itself left out, as in :meth:`differential_abundance`; p is its rank among theirs.
+        (:func:`~scvae_ext.analysis.replicate_test`); known labels play no part. *State.* The density of the cell's
+        state among the cells of the model's AnnData, itself left out, as in :meth:`differential_abundance`; p is its
+        rank among theirs.
 
         Parameters
         ----------
