@@ -10,7 +10,7 @@ from anndata import AnnData
 from jaxtyping import Int
 
 from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata, shorten
-from scvae_ext.data.labels import match_labels
+from scvae_ext.data.labels import known_labels, match_labels
 from scvae_ext.data.loading import CellSource
 from scvae_ext.data.opening import open_counts
 from scvae_ext.data.peaks import match_peaks
@@ -24,7 +24,9 @@ __all__ = ["align"]
 logger = logging.getLogger("scvae_ext")
 
 
-def align(adata: AnnData, registry: Registry, *, fill_missing_genes: bool = False) -> CellSource:
+def align(
+    adata: AnnData, registry: Registry, *, fill_missing_genes: bool = False, labels_matter: bool = True
+) -> CellSource:
     """Read an AnnData as a registry describes it.
 
     Genes are matched by name and put in the registry's order; genes that the registry does not know are left out.
@@ -39,6 +41,9 @@ def align(adata: AnnData, registry: Registry, *, fill_missing_genes: bool = Fals
         What ``setup_anndata`` found in the training data.
     fill_missing_genes
         Whether genes that ``adata`` lacks are taken as zero counts, with a warning, instead of an error.
+    labels_matter
+        Whether the model uses labels. Otherwise their column may be missing or hold labels that were not there at
+        set-up; such cells get the position -1, or that of the category for labels that are not known, if there is one.
 
     Returns
     -------
@@ -62,10 +67,8 @@ def align(adata: AnnData, registry: Registry, *, fill_missing_genes: bool = Fals
     batch = label = np.zeros(n_cells, dtype=np.int64)
     if registry.batch_key is not None:
         batch = CategoricalObs(registry.batch_key, "batch_key").codes(adata, registry.batch_categories)
-    if registry.labels_key is not None and registry.unlabeled_category is not None:
-        label = match_labels(adata, registry.labels_key, registry.label_categories)
-    elif registry.labels_key is not None:
-        label = CategoricalObs(registry.labels_key, "labels_key").codes(adata, registry.label_categories)
+    if registry.labels_key is not None:
+        label = _labels(adata, registry, labels_matter)
     size_factor = None
     if registry.size_factor_key is not None:
         size_factor = NumericalObs(registry.size_factor_key, "size_factor_key", positive=True).read(adata)
@@ -98,6 +101,17 @@ def align(adata: AnnData, registry: Registry, *, fill_missing_genes: bool = Fals
         None if proteins is None else torch.from_numpy(proteins),
         peaks,
     )
+
+
+def _labels(adata: AnnData, registry: Registry, labels_matter: bool) -> Int[np.ndarray, "cells"]:
+    assert registry.labels_key is not None
+    may_lack = registry.unlabeled_category is not None
+    if not labels_matter:
+        otherwise = len(registry.label_categories) - 1 if may_lack else -1
+        return known_labels(adata, registry.labels_key, registry.label_categories, otherwise)
+    if may_lack:
+        return match_labels(adata, registry.labels_key, registry.label_categories)
+    return CategoricalObs(registry.labels_key, "labels_key").codes(adata, registry.label_categories)
 
 
 def _gene_positions(adata: AnnData, registry: Registry, fill_missing_genes: bool) -> Int[np.ndarray, "columns"] | None:

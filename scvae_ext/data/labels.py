@@ -6,9 +6,9 @@ import numpy as np
 from anndata import AnnData
 from jaxtyping import Int
 
-from scvae_ext.data.fields import CategoricalObs, shorten, unknown_key
+from scvae_ext.data.fields import CategoricalObs, category_names, find_category, in_pandas, shorten, unknown_key
 
-__all__ = ["match_labels", "register_labels"]
+__all__ = ["known_labels", "match_labels", "register_labels"]
 
 DEFAULT_UNLABELED = "Unknown"
 SOUNDS_UNLABELED = frozenset(
@@ -76,6 +76,31 @@ def register_labels(adata: AnnData, key: str, unlabeled_category: str) -> tuple[
             stacklevel=4,
         )
     return (*labels, unlabeled_category)
+
+
+def known_labels(
+    adata: AnnData, key: str, categories: tuple[str, ...], otherwise: int = -1
+) -> Int[np.ndarray, "cells"]:
+    """Return the position of each cell's label where it is one of those known.
+
+    Parameters
+    ----------
+    adata
+        Where to read.
+    key
+        Column of ``adata.obs``, which need not be there.
+    categories
+        The known labels.
+    otherwise
+        Position of all other cells.
+    """
+    if key not in adata.obs.columns:
+        return np.full(adata.n_obs, otherwise, dtype=np.int64)
+    column = in_pandas(adata.obs, [key]).iloc[:, 0].astype("category")
+    found = [find_category(name, categories) for name in category_names(column.cat.categories)]
+    # Cells without a value have the code -1, which is the last of these.
+    positions = np.array([otherwise if position is None else position for position in found] + [otherwise])
+    return positions.astype(np.int64)[column.cat.codes]
 
 
 def match_labels(adata: AnnData, key: str, categories: tuple[str, ...]) -> Int[np.ndarray, "cells"]:

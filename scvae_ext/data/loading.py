@@ -14,7 +14,7 @@ from scvae_ext.data.matrix import InMemoryCounts
 from scvae_ext.data.opening import CountMatrix
 from scvae_ext.data.registry import Registry
 from scvae_ext.data.stored import OnDiskCounts
-from scvae_ext.data.validation import CountFacts, require_counts, sum_rows
+from scvae_ext.data.validation import CountFacts, changed_counts, require_counts, sum_rows
 from scvae_ext.kernels import gathered_rows
 from scvae_ext.minibatch import Minibatch, SparseCounts, cut
 from scvae_ext.peaks import AccessiblePeaks
@@ -168,11 +168,7 @@ class CellSource:
     def _require_unchanged(self, totals: Float[np.ndarray, "chosen"], indices: Int[np.ndarray, "chosen"]) -> None:
         # In-place changes by the user reach an array that is shared, and would be learned from silently.
         if not np.allclose(totals, self.facts.total_per_cell[indices], rtol=1e-4, atol=0):
-            raise RuntimeError(
-                f"{Layer(self.registry.layer).where} has changed since it was read first. Keep the counts in a layer, "
-                "adata.layers['counts'] = adata.X.copy(), before scanpy normalises adata.X, and set up with "
-                "layer='counts'."
-            )
+            raise changed_counts(Layer(self.registry.layer).where)
 
     def keep(self, indices: Integer[np.ndarray, "chosen"]) -> None:
         """Hold some cells of a matrix on disk in memory from now on, in place of those held before.

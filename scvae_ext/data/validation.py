@@ -8,7 +8,7 @@ import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Bool, Float
 
-__all__ = ["CountFacts", "Entry", "require_counts", "scan_counts"]
+__all__ = ["CountFacts", "Entry", "changed_counts", "require_counts", "scan_counts"]
 
 # Small enough that the passes over a part find it in the processor's cache.
 _ENTRIES_PER_PART = 1 << 16
@@ -158,3 +158,18 @@ def require_counts(first_fraction: Entry | None, where: str, gene_likelihood: st
             "Pass the layer that holds raw counts to setup_anndata, layer='counts' for example, "
             "or choose gene_likelihood='normal'."
         )
+
+
+def changed_counts(where: str) -> RuntimeError:
+    """Return the error for a matrix that is no longer what it was when it was read.
+
+    Parameters
+    ----------
+    where
+        Name of the matrix for the message.
+    """
+    return RuntimeError(
+        f"{where} has changed since it was read first. Keep the counts in a layer, adata.layers['counts'] = "
+        "adata.X.copy(), before scanpy normalises adata.X, and set up with layer='counts'. If the new values are those "
+        "to use, hand them to the model: model.adata = adata."
+    )

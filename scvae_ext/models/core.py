@@ -14,6 +14,9 @@ from anndata.compat import DaskArray
 from jaxtyping import Int
 
 from scvae_ext.data import CellSource, Registry, align, read_registry, setup_anndata
+from scvae_ext.data.changes import SeenCounts
+from scvae_ext.data.fields import Layer
+from scvae_ext.data.validation import changed_counts
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.options import whole_number
 from scvae_ext.models.output import check_out, write_pieces
@@ -55,6 +58,7 @@ class ModelCore(ABC):
         self._adata: AnnData | None = None
         self._source: CellSource | None = None
         self._fingerprint: tuple[object, ...] = ()
+        self._seen: SeenCounts | None = None
         self._cells_hash: str | None = None
         self._history_rows: list[dict[str, float]] = []
         self._weights_hash: str | None = None
@@ -125,8 +129,10 @@ class ModelCore(ABC):
     def adata(self) -> AnnData:
         """AnnData that getters read from, and write to, where they are given no other.
 
-        It is matched anew where it was filtered, sorted or relabelled in place. With other cells than before, the split
-        into training and held-out cells is forgotten.
+        It is matched anew where it was filtered, sorted or relabelled in place, or its matrix of counts replaced by
+        another. A matrix in memory whose values were changed in place is an error, until the AnnData is set again; one
+        on disk is not read again. With other cells than before, the split into training and held-out cells is
+        forgotten.
         """
         if self._adata is None:
             raise ValueError("The model was loaded without an AnnData: pass adata=..., or set model.adata = adata.")
@@ -134,9 +140,8 @@ class ModelCore(ABC):
 
     @adata.setter
     def adata(self, adata: AnnData) -> None:
-        source = align(adata, self.registry)
-        self._require_valid(source)
-        self._source, self._adata, self._fingerprint = source, adata, fingerprint(adata, self.registry)
+        self._source, self._adata, self._fingerprint = self._align(adata), adata, fingerprint(adata, self.registry)
+        self._seen = SeenCounts(adata, Layer(self.registry.layer))
         # The split belongs to the cells that were trained on.
         cells = names_hash(adata.obs_names)
         if self._cells_hash not in (None, cells):
@@ -168,12 +173,42 @@ class ModelCore(ABC):
         state = "trained" if self.is_trained else "not trained"
         return f"{type(self).__name__}({self.registry.n_genes} genes, {changed}), {state}"
 
-    def _own_source(self) -> CellSource:
+    @property
+    def _needs_labels(self) -> bool:
+        """Whether anything is computed from labels, so that every cell must have one that was there at set-up."""
+        return bool(self._options.get("dispersion") == "gene-label")
+
+    def _align(self, adata: AnnData, *, fill_missing_genes: bool = False) -> CellSource:
+        source = align(adata, self.registry, fill_missing_genes=fill_missing_genes, labels_matter=self._needs_labels)
+        self._require_valid(source)
+        return source
+
+    def _own_source(self, *, fill_missing_genes: bool = False) -> CellSource:
         """Return the cells of the model's AnnData, read anew where it was changed in place."""
-        if self._source is None or self._fingerprint != fingerprint(self.adata, self.registry):
-            self.adata = self.adata
+        adata = self.adata
         assert self._source is not None
+        assert self._seen is not None
+        if self._fingerprint == fingerprint(adata, self.registry):
+            state = self._seen.state(adata)
+            if state == "same":
+                return self._source
+            if state == "changed" and not self._has_same_totals(adata, self._source):
+                raise changed_counts(Layer(self.registry.layer).where)
+        if fill_missing_genes and not set(self.registry.var_names) <= set(adata.var_names):
+            # Not kept: the next getter has to ask for it as well.
+            return self._align(adata, fill_missing_genes=True)
+        self.adata = adata
         return self._source
+
+    def _has_same_totals(self, adata: AnnData, source: CellSource) -> bool:
+        """Return whether a matrix that was written to, by sorting its indices for example, still holds the counts."""
+        try:
+            facts = align(adata, self.registry, labels_matter=False).facts
+        except ValueError:
+            return False
+        known = source.facts
+        pairs = (facts.total_per_cell, known.total_per_cell), (facts.total_per_gene, known.total_per_gene)
+        return all(np.allclose(now, before, rtol=1e-4, atol=0) for now, before in pairs)
 
     def _cells(
         self,
@@ -187,10 +222,9 @@ class ModelCore(ABC):
         if batch_size is not None:
             batch_size = whole_number("batch_size", batch_size)
         if adata is None or adata is self._adata:
-            adata, source = self.adata, self._own_source()
+            adata, source = self.adata, self._own_source(fill_missing_genes=fill_missing_genes)
         else:
-            source = align(adata, self.registry, fill_missing_genes=fill_missing_genes)
-            self._require_valid(source)
+            source = self._align(adata, fill_missing_genes=fill_missing_genes)
         return adata, Cells(source, select_cells(indices, source.obs_names), self.device, batch_size)
 
     def _require_trained(self) -> None:

@@ -207,7 +207,8 @@ def simulate_replicate(
                 raise ValueError("The model gives some cells no counts at all: leave cells with few counts out.")
             latent[rows] = sample.cpu().numpy()
             counts.append(sp.csr_matrix(drawn.cpu().numpy()))
-    columns = obs[list(dict.fromkeys(key for key in keys if key is not None))].copy()
+    # New cells may lack the column of labels where the model has no use for it.
+    columns = obs[list(dict.fromkeys(key for key in keys if key is not None and key in obs))].copy()
     matrix = sp.vstack(counts, format="csr")
     replicate = AnnData(matrix, obs=columns, var=pd.DataFrame(index=list(registry.var_names)))
     if registry.layer is not None:

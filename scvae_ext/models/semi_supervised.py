@@ -201,6 +201,11 @@ class SemiSupervisedVAE(
             unlabeled_category=unlabeled_category,
         )
 
+    @property
+    @override
+    def _needs_labels(self) -> bool:
+        return True
+
     @override
     def _trainable(self, plan: TrainingPlan) -> Trainable:
         if plan.free_bits:

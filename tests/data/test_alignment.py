@@ -1,6 +1,7 @@
 import logging
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
@@ -160,6 +161,17 @@ def test_missing_column(adata, registry, key):
     del adata.obs[key]
     with pytest.raises(ValueError, match=rf"column '{key}' of adata.obs was not found"):
         align(adata, registry)
+
+
+def test_labels_that_do_not_matter(adata, registry):
+    expected = align(adata, registry).label
+    assert align(adata, registry, labels_matter=False).label.tolist() == expected.tolist()
+    adata.obs["cell_type"] = pd.Categorical(adata.obs["cell_type"]).rename_categories({"T": "novel"})
+    adata.obs.loc["cell1", "cell_type"] = np.nan
+    found = align(adata, registry, labels_matter=False).label
+    assert found[:4].tolist() == [-1, -1, -1, expected[3]]
+    del adata.obs["cell_type"]
+    assert (align(adata, registry, labels_matter=False).label == -1).all()
 
 
 def test_training_mean_and_deviation_are_used(adata, registry):

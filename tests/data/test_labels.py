@@ -109,3 +109,14 @@ def test_mistakes_say_what_to_type_instead(adata):
         adata.obs["known"] = labels.replace("Unknown", name)
         with pytest.warns(UserWarning, match=rf"'{name}' .* pass unlabeled_category='{name}'"):
             set_up(adata)
+
+
+def test_models_without_use_for_labels_take_new_ones_as_not_known(adata):
+    registry = set_up(adata)
+    expected = align(adata, registry).label
+    adata.obs["known"] = adata.obs["known"].replace("type_1", "type_9")
+    found = align(adata, registry, labels_matter=False).label
+    unknown = len(registry.label_categories) - 1
+    changed = (adata.obs["known"] == "type_9").to_numpy()
+    assert (found[changed] == unknown).all()
+    assert (found[~changed] == expected[~changed]).all()

@@ -313,6 +313,105 @@ def test_batches_relabelled_in_place_are_noticed(model, adata):
     np.testing.assert_allclose(model.get_normalized_expression(return_numpy=True, key_added=None), before, rtol=1e-4)
 
 
+FORMATS = [
+    lambda counts: counts.astype(np.float32),
+    lambda counts: counts.astype(np.int64),
+    lambda counts: counts.tocsc().astype(np.float64),
+    lambda counts: counts.toarray(),
+]
+
+
+@pytest.mark.parametrize("as_stored", FORMATS)
+@pytest.mark.parametrize("change", ["values", "array"])
+def test_counts_changed_in_place_are_an_error_until_they_are_handed_over(model, adata, as_stored, change):
+    adata.X = as_stored(adata.X)
+    before = model.get_latent_representation(key_added=None)
+    if isinstance(adata.X, np.ndarray):
+        adata.X[...] *= 3
+    elif change == "values":
+        adata.X.data *= 3
+    else:
+        adata.X.data = adata.X.data * 3
+    for ask in (model.get_latent_representation, model.get_elbo, lambda: _train(model)):
+        with pytest.raises(RuntimeError, match=r"adata.X has changed since it was read first.*model\.adata = adata"):
+            ask()
+    model.adata = adata
+    after = model.get_latent_representation(key_added=None)
+    assert np.abs(after - before).max() > 0.01
+    np.testing.assert_allclose(model.get_latent_representation(adata.copy()), after, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("as_stored", FORMATS)
+def test_counts_that_were_replaced_are_read_anew(model, adata, as_stored):
+    adata.X = as_stored(adata.X)
+    model.get_elbo()
+    adata.X = adata.X * 3
+    expected = model.get_latent_representation(adata.copy())
+    np.testing.assert_allclose(model.get_latent_representation(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_counts_in_another_order_of_entries_are_no_change(model, adata):
+    reversed_rows = adata.X[:, ::-1][:, ::-1].astype(np.int64)
+    reversed_rows.has_sorted_indices = False
+    for row in range(120):
+        entries = slice(*reversed_rows.indptr[row : row + 2])
+        for part in (reversed_rows.indices, reversed_rows.data):
+            part[entries] = part[entries][::-1].copy()
+    adata.X = reversed_rows
+    before = model.get_latent_representation(key_added=None)
+    adata.X.sort_indices()
+    np.testing.assert_allclose(model.get_latent_representation(), before, rtol=1e-4, atol=1e-5)
+
+
+def test_genes_of_the_own_anndata_that_are_missing_are_zero_on_request_alone(model, adata):
+    expected_of = adata.copy()
+    expected_of.X = expected_of.X.multiply(np.arange(30) < 20).tocsr()
+    expected = model.get_latent_representation(expected_of)
+    adata._inplace_subset_var(np.arange(20))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="lacks 10 of the 30 genes"):
+            model.get_latent_representation()
+        with pytest.warns(UserWarning, match="10 of 30 genes are missing"):
+            found = model.get_latent_representation(fill_missing_genes=True)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    with pytest.warns(UserWarning, match="10 of 30 genes are missing"):
+        model.get_cell_uncertainty(fill_missing_genes=True)
+
+
+@pytest.mark.parametrize("labels", ["novel", None, "missing values"])
+def test_labels_are_needed_by_models_that_use_them_alone(load, adata, labels):
+    other = adata.copy()
+    if labels is None:
+        del other.obs["cell_type"]
+    elif labels == "novel":
+        other.obs["cell_type"] = other.obs["cell_type"].cat.rename_categories({"type_1": "novel"})
+    else:
+        other.obs.loc[other.obs_names[:10], "cell_type"] = np.nan
+    for kind in ("nb", "zinb", "normal", "autoencoder"):
+        model = load(kind)
+        expected = model.get_latent_representation()
+        np.testing.assert_allclose(model.get_latent_representation(other), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            np.asarray(model.get_normalized_expression(other)), np.asarray(model.get_normalized_expression()), rtol=1e-4
+        )
+        if kind != "autoencoder":
+            np.testing.assert_allclose(model.get_elbo(other), model.get_elbo(), rtol=1e-4)
+    by_label = _train(SCVAE(adata, **SMALL, dispersion="gene-label"))
+    with pytest.raises(ValueError, match="labels_key: "):
+        by_label.get_elbo(other)
+
+
+def test_cells_without_a_label_can_be_the_own_ones_and_be_generated_from(model, adata):
+    assert model.generate(20, like="cells").obs["cell_type"].notna().all()
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"type_1": "novel"})
+    found = model.generate(200, like="cells", seed=1).obs
+    of_source = adata.obs["cell_type"].loc[found["scvae_source"]].to_numpy()
+    assert (found["cell_type"].isna() == (of_source == "novel")).all()
+    assert (found["cell_type"].astype(str)[of_source != "novel"] == of_source[of_source != "novel"]).all()
+    del adata.obs["cell_type"]
+    model.calibrate_intervals(train_options={"max_steps": 1})
+
+
 def test_where_results_came_from_is_recorded(model, adata, round_trip):
     model.get_latent_representation()
     model.get_normalized_expression(library_size=100.0, n_samples=2, seed=7)

@@ -105,7 +105,7 @@ class CounterfactualMixin(IntervalMixin):
             "latent" if library_size == "latent" else positive_number("library_size", library_size)
         )
         level, n_samples = interval_level(level), whole_number("n_samples", n_samples)
-        replicate, own = self._refitted(), self._cells(None, None, None, False)[1]
+        replicate, own = self._refitted(), self._cells(None, None, None, fill_missing_genes)[1]
         with evaluating(self.module):
             calibration = measured_calibration(self.module, replicate, setting.targets)
             shift = None
@@ -188,7 +188,7 @@ class CounterfactualMixin(IntervalMixin):
         genes = select_genes(gene_list, self.registry.var_names)
         level, n_samples = interval_level(level), whole_number("n_samples", n_samples)
         groups, group_of_cell = groups_of_cells(adata, groupby, cells)
-        replicate, own = self._refitted(), self._cells(None, None, None, False)[1]
+        replicate, own = self._refitted(), self._cells(None, None, None, fill_missing_genes)[1]
         positions = self._own_positions(adata, cells)
         with evaluating(self.module):
             known = shifts = None

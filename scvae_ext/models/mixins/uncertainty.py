@@ -73,7 +73,7 @@ class UncertaintyMixin(VAEModel):
             If the model has no AnnData, the column does not exist, or too few cells have a label.
         """
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
-        known = self._cells(None, None, batch_size, False)[1]
+        known = self._cells(None, None, batch_size, fill_missing_genes)[1]
         labels = None if labels_key is None else select_labels(in_pandas(self.adata.obs), labels_key)
         n_neighbors, n_samples = whole_number("n_neighbors", n_neighbors), whole_number("n_samples", n_samples)
         with evaluating(self.module):
@@ -136,7 +136,7 @@ class UncertaintyMixin(VAEModel):
         """
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         refuse_without_counts(self.module)
-        known = self._cells(None, None, batch_size, False)[1]
+        known = self._cells(None, None, batch_size, fill_missing_genes)[1]
         numbers: dict[str, Any] = {
             "n_replicates": whole_number("n_replicates", n_replicates, least=10),
             "n_samples": whole_number("n_samples", n_samples),
