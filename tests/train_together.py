@@ -77,7 +77,7 @@ def describe(model):
 
 
 def main(folder, strategy):
-    """Train, then train on with an interrupt, then with a divergence; leave a file for each process."""
+    """Train, train on to no avail, with an interrupt, and with a divergence; leave a file for each process."""
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -90,6 +90,9 @@ def main(folder, strategy):
         "elbo": model.get_elbo(held_out, n_samples=20),
         "validation": len(model.validation_indices),
     }
+    # Steps that lead away: the weights of the start are the best.
+    model.train(learning_rate=0.5, **{**options, "max_epochs": 1})
+    result["after steps away"] = describe(model)
     if strategy == "ddp":
         interrupted = make_model(train)
         interrupted.train(callbacks=Interrupt(), **options)

@@ -64,6 +64,8 @@ class ModelCore(ABC):
         self._weights_hash: str | None = None
         self._training_seed: int | None = None
         self._is_interrupted = False
+        # Weight of the divergence and free bits of the last training.
+        self._maximised: tuple[float, float] | None = None
         self.is_trained = False
         self.train_indices: Int[np.ndarray, train] | None = None
         self.validation_indices: Int[np.ndarray, validation] | None = None

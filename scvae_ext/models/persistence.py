@@ -49,6 +49,7 @@ class PersistenceMixin(ModelCore):
             "options": self._options,
             "seed": self.seed,
             "training_seed": self._training_seed,
+            "maximised": self._maximised,
             "is_trained": self.is_trained,
             "weights": weights_hash(self.module),
             "cells": self._cells_hash,
@@ -104,6 +105,8 @@ class PersistenceMixin(ModelCore):
         model.is_trained = description["is_trained"]
         model._cells_hash = description["cells"]
         model._training_seed = description.get("training_seed")
+        maximised = description.get("maximised")
+        model._maximised = None if maximised is None else (maximised[0], maximised[1])
         model._history_rows = description["history"]
         for name, indices in description["split"].items():
             setattr(model, f"{name}_indices", None if indices is None else np.asarray(indices, dtype=np.int64))

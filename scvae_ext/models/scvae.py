@@ -182,7 +182,8 @@ class SCVAE(
         finished = False
         try:
             self.module = full = add_factors(base, self._with_factors, self._residual_rank)
-            plan = replace(plan, max_steps=max(1, plan.max_steps // 2), penalty_rise=(0.0, 0.0))
+            # The start, with loadings that are still random, is no candidate: the model without factors is the other.
+            plan = replace(plan, max_steps=max(1, plan.max_steps // 2), penalty_rise=(0.0, 0.0), start_counts=False)
             run(self._trainable(plan), plan)
             cells = replace(held_out, positions=choose_cells(held_out.positions, self.seed))
             self.module, test = choose_factors(base, full, self._with_factors, cells, self.seed)

@@ -235,7 +235,9 @@ class SemiSupervisedVAE(
             return
         assert self.train_indices is not None
         self._end_training(held_out.source, self.train_indices)
-        plan = replace(plan, max_steps=max(1, plan.max_steps // 2), kl_warmup=0.0, penalty_rise=(0.0, 0.0))
+        plan = replace(
+            plan, max_steps=max(1, plan.max_steps // 2), kl_warmup=0.0, penalty_rise=(0.0, 0.0), start_counts=True
+        )
         run(self._trainable(plan), plan)
 
     @override

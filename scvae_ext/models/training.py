@@ -78,6 +78,10 @@ class TrainingMixin(ModelCore):
     ) -> None:
         r"""Train, and leave the weights of the best validation. Called again, it goes on from there.
 
+        The weights that it then starts from are scored as well, and left where none that follow are better. They are
+        not where other cells are held out than before, nor with another ``max_kl_weight`` or other ``free_bits``, which
+        validation does not know.
+
         Parameters
         ----------
         max_epochs, max_steps
@@ -187,6 +191,8 @@ class TrainingMixin(ModelCore):
             patience=default_patience(max_steps) if early_stopping_patience is None else early_stopping_patience,
             **options,
         )
+        maximised = (float(plan.max_kl_weight), float(plan.free_bits))
+        plan = replace(plan, start_counts=self._is_continued(split[1], maximised))
         trainable = self._trainable(plan)
         callbacks = [] if callbacks is None else [*callbacks] if isinstance(callbacks, Sequence) else [callbacks]
         history = History(self._history_rows)
@@ -217,7 +223,7 @@ class TrainingMixin(ModelCore):
         try:
             source.keep(validation)
             interrupted = run(trainable, plan)
-            self.is_trained = True
+            self.is_trained, self._maximised = True, maximised
             if not interrupted:
                 cells = Cells(source, validation, self.device)
                 self._train_further(run, replace(plan, kl_warmup=kl_warmup), cells, history)
@@ -234,6 +240,16 @@ class TrainingMixin(ModelCore):
         history: "History",
     ) -> None:
         """Do what follows a training that was not interrupted."""
+
+    def _is_continued(self, validation: Int[np.ndarray, "validation"] | None, maximised: tuple[float, float]) -> bool:
+        """Return whether validation can compare the weights that a training starts from with those that it gives.
+
+        Cells that are held out now may have been trained on before. And the ELBO, by which weights are judged whatever
+        the weight of its divergence and the bits that are free, would hold on to what it was before they were changed.
+        """
+        before = self.validation_indices
+        same_cells = before is not None and validation is not None and np.array_equal(before, validation)
+        return self.is_trained and same_cells and maximised in ((1.0, 0.0), self._maximised)
 
     def _require_whole_training(self) -> None:
         """Raise where the last training was interrupted: what trains models on its way must not take them for whole."""

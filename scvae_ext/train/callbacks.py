@@ -25,14 +25,23 @@ class BestWeights(Callback):
     ----------
     module
         What is trained; its ``monitor`` names the score.
+    start_counts
+        Whether the weights of the start are scored as well. Early stopping does not see their score: while the learning
+        rate is high, weights are worse than those of an earlier training that ended with a low one.
     """
 
-    def __init__(self, module: Trainable) -> None:
+    def __init__(self, module: Trainable, start_counts: bool = False) -> None:
         self.module = module
+        self.start_counts = start_counts
         self.name = f"{module.monitor}_validation"
         self.sign = 1.0 if module.monitor_mode == "max" else -1.0
         self.score = -float("inf")
         self.weights: dict[str, Tensor] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score the weights of the start, where they count."""
+        if self.start_counts and trainer.enable_validation and isinstance(pl_module, TrainingModule):
+            self.consider(pl_module.score_start(trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the weights where the score is the best so far."""

@@ -160,7 +160,7 @@ def fit(
     )
     validates = data.validates if isinstance(data, GivenData) else len(validation) > 0
     lightning_module = TrainingModule(module, plan, history, len(train), seed)
-    best = BestWeights(module)
+    best = BestWeights(module, plan.start_counts)
     interrupt = GentleInterrupt()
     own_callbacks: list[Callback] = [best, interrupt]
     if progress_bar:

@@ -232,14 +232,31 @@ class TrainingModule(LightningModule):
         if self.step == 0 or self._recorded_step == self.step:
             return None
         self._between_epochs = True
+        means = self._score(held_out)
+        self._record(means)
+        return means.get(self.module.monitor)
+
+    def score_start(self, held_out: Iterable[Minibatch]) -> float | None:
+        """Score the weights of the start, as a validation does; training goes on as if nothing had been scored.
+
+        Parameters
+        ----------
+        held_out
+            Minibatches of held-out cells; there may be none.
+        """
+        # The loader itself draws a number from the default generator.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            score = self._score(held_out).get(self.module.monitor)
+        self.module.train()
+        return score
+
+    def _score(self, held_out: Iterable[Minibatch]) -> dict[str, float]:
         self.module.eval()
         with torch.inference_mode(), self.trainer.precision_plugin.val_step_context():
             self.on_validation_epoch_start()
             for position, minibatch in enumerate(held_out):
                 self.validation_step(minibatch.to(self.device), position)
-        means = self._validation.take(self._reduce)
-        self._record(means)
-        return means.get(self.module.monitor)
+        return self._validation.take(self._reduce)
 
     def _record(self, validation: dict[str, float]) -> None:
         if self.step == 0:

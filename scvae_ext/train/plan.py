@@ -48,6 +48,8 @@ class TrainingPlan:
         Number of steps without improvement before it does.
     validate_every
         Number of steps between two validations, rounded to whole epochs where an epoch is shorter.
+    start_counts
+        Whether the weights of the start are among those of which the best are kept; they are then scored first.
     """
 
     max_steps: int
@@ -66,6 +68,7 @@ class TrainingPlan:
     early_stopping: bool = True
     patience: int = 500
     validate_every: int = 50
+    start_counts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "n_samples", "patience", "validate_every"):

@@ -134,6 +134,43 @@ def test_training_again_goes_on(adata):
     assert model.history["kl_weight"].iloc[len(first) :].eq(1.0).all()
 
 
+AWAY = {"max_steps": 3, "learning_rate": 0.5}
+
+
+@pytest.mark.parametrize("kind", [SCVAE, Autoencoder])
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_training_again_leaves_no_worse_weights_than_it_starts_from(adata, kind, is_loaded, tmp_path):
+    model = _train(kind(adata, **SMALL))
+    before, n_rows = _weights(model), len(model.history)
+    if is_loaded:
+        model.save(tmp_path / "model")
+        model = kind.load(tmp_path / "model", adata)
+    _train(model, **AWAY)
+    assert _same(_weights(model), before)
+    assert model.history["step"].iloc[n_rows:].tolist() == [23]
+    _train(model, max_steps=60)
+    assert not _same(_weights(model), before)
+
+
+def test_weights_that_are_judged_by_something_else_are_none_to_keep(adata):
+    model = _train(SCVAE(adata, **SMALL), max_kl_weight=4.0)
+    before = _weights(model)
+    # Validation does not know what is maximised: it is the same, then another.
+    _train(model, max_kl_weight=4.0, **AWAY)
+    assert _same(_weights(model), before)
+    _train(model, max_kl_weight=4.0, free_bits=0.5, **AWAY)
+    assert not _same(_weights(model), before)
+
+
+def test_weights_that_have_seen_the_held_out_cells_are_none_to_keep(adata):
+    model = _train(SCVAE(adata, **SMALL))
+    before = _weights(model)
+    model.adata = adata[::-1].copy()
+    assert model.validation_indices is None
+    _train(model, **AWAY)
+    assert not _same(_weights(model), before)
+
+
 def test_history_is_a_table_of_its_own(adata):
     model = _train(SCVAE(adata, **SMALL))
     table = model.history

@@ -5,6 +5,7 @@ import signal
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
@@ -440,3 +441,25 @@ def test_an_empty_minibatch_of_held_out_cells_counts_for_nothing(source):
     for name, make in MODULES.items():
         terms = make().eval().objective(source.block(np.arange(0), [0])[0]).terms()
         assert all(value.shape == (0,) for value in terms.values()), name
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_scoring_the_start_changes_nothing_else(source, split, validates):
+    """Neither random draws nor dropout nor the history; where all that follows is better, the weights are the same."""
+    one, two = _new(), _new()
+    held_out = split[1] if validates else np.arange(0)
+    _, of_one = _fit(one, source, (split[0], held_out), start_counts=False)
+    _, of_two = _fit(two, source, (split[0], held_out), start_counts=True)
+    frames = [history.to_frame().drop(columns="seconds") for history in (of_one, of_two)]
+    pd.testing.assert_frame_equal(*frames, check_exact=True)
+    assert torch.equal(_weights(one), _weights(two))
+
+
+def test_the_start_is_left_where_no_weights_are_better(source, split, vae):
+    _fit(vae, source, split, max_steps=100)
+    best = _weights(vae)
+    for interrupted in (False, True):
+        callbacks = [_Interrupting("on_train_batch_end", "exception")] if interrupted else []
+        _fit(vae, source, split, learning_rate=0.5, start_counts=True, callbacks=callbacks)
+        assert torch.equal(_weights(vae), best)
+        assert not vae.training

@@ -174,6 +174,16 @@ def test_all_processes_end_with_the_same_weights_and_history(together):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_two_processes_keep_the_weights_that_none_are_better_than(together):
+    for result in together[2]:
+        after = result["after steps away"]
+        assert after["weights"] == result["weights"]
+        assert after["history"]["step"][-1] == result["history"]["step"][-1] + 5
+        assert after["history"]["elbo_validation"][-1] < max(result["history"]["elbo_validation"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes_reach_the_held_out_elbo_of_one(together, alone):
     _, _, results = together
     _, start, reached = alone
