@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 
 from scvae_ext.data.fields import Layer
 
-__all__ = ["SeenCounts"]
+__all__ = ["SeenCounts", "checksum"]
 
 # Sums fit into the processor's nearest cache, so that adding up takes as long as reading from memory.
 _LANES = 4096
@@ -41,7 +41,7 @@ class SeenCounts:
         self._layer = layer
         # Held, because another object could get the place in memory, and with it the identity, of one that is gone.
         self._matrix = self._find(adata)
-        self._checksum = _checksum(self._read(adata))
+        self._checksum = checksum(self._read(adata))
 
     def state(self, adata: AnnData) -> Literal["same", "replaced", "changed"]:
         """Return whether the matrix is the same, another one, or the same object with other content.
@@ -53,7 +53,7 @@ class SeenCounts:
         """
         if self._find(adata) is not self._matrix:
             return "replaced"
-        if _checksum(self._read(adata)) == self._checksum:
+        if checksum(self._read(adata)) == self._checksum:
             return "same"
         return "replaced" if self._matrix is None else "changed"
 
@@ -68,7 +68,14 @@ class SeenCounts:
         return adata.isbacked and self._layer.key is None
 
 
-def _checksum(matrix: Any) -> object:
+def checksum(matrix: Any) -> object:
+    """Return what nearly any change of a matrix in memory changes: sums over the bits of its values and places.
+
+    Parameters
+    ----------
+    matrix
+        Sparse, dense or a Dask array, whose name stands for it; ``None`` comes of anything else.
+    """
     if isinstance(matrix, DaskArray):
         return matrix.name
     if sp.issparse(matrix):

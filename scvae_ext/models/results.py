@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from scvae_ext.data import CellSource, Registry, make_actual, record_result
+from scvae_ext.data.changes import checksum
 from scvae_ext.data.fields import in_pandas
 from scvae_ext.data.proteins import read_proteins
 
@@ -171,8 +172,10 @@ def fingerprint(adata: AnnData, registry: Registry) -> tuple[object, ...]:
     )
     peaks = registry.peaks
     if peaks is not None and peaks.key in adata.obsm:
-        matrix_of_peaks = adata.obsm[peaks.key]
-        content.update(repr((id(matrix_of_peaks), getattr(matrix_of_peaks, "nnz", None))).encode())
+        matrix = adata.obsm[peaks.key]
+        content.update(repr(checksum(matrix.to_numpy() if isinstance(matrix, pd.DataFrame) else matrix)).encode())
+        if peaks.names_key is not None and peaks.names_key in adata.uns:
+            content.update(names_hash(pd.Index(np.asarray(adata.uns[peaks.names_key]).astype(str))).encode())
     panel = registry.proteins
     if panel is not None and panel.key in adata.obsm:
         # An array that is changed in place has the same identity: there are few enough values to look at.

@@ -188,10 +188,18 @@ def test_what_is_about_genes_works_as_with_scvae(small):
     assert alone.module.accessibility is None
 
 
-def test_changed_peaks_are_read_anew(small):
+@pytest.mark.parametrize("how", ["replaced", "in place", "names"])
+def test_changed_peaks_are_read_anew(small, how):
+    if how == "in place":
+        small.obsm[KEY] = small.obsm[KEY].toarray()
     model = trained(small)
     before = model.get_latent_representation(key_added=None)
-    small.obsm[KEY] = small.obsm[KEY][::-1].copy()
+    if how == "names":
+        small.uns["peaks"] = np.asarray(small.uns["peaks"])[::-1].copy()
+    elif how == "in place":
+        small.obsm[KEY][:] = small.obsm[KEY][::-1].copy()
+    else:
+        small.obsm[KEY] = small.obsm[KEY][::-1].copy()
     after = model.get_latent_representation(key_added=None)
     assert np.abs(after - before).max() > 1e-4
     np.testing.assert_allclose(model.get_latent_representation(small.copy(), key_added=None), after, rtol=1e-5)
