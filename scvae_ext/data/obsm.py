@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from jaxtyping import Shaped
+from jaxtyping import Bool, Int, Shaped
 
 from scvae_ext.data.fields import shorten, unknown_key
 
@@ -96,7 +96,13 @@ class ObsmFeatures:
             )
         return names
 
-    def positions(self, here: tuple[str, ...], known: tuple[str, ...], key: str) -> np.ndarray:
+    def positions(
+        self,
+        here: tuple[str, ...],
+        known: tuple[str, ...],
+        key: str,
+        needed: Bool[np.ndarray, "features"] | None = None,
+    ) -> Int[np.ndarray, "features"]:
         """Return the column of each feature that was set up.
 
         Parameters
@@ -107,6 +113,8 @@ class ObsmFeatures:
             Features that were set up.
         key
             Key of ``adata.obsm``, for the message.
+        needed
+            Whether each feature has to be there, all where ``None``. The position of one that is not is -1.
 
         Raises
         ------
@@ -114,10 +122,11 @@ class ObsmFeatures:
             If one is missing.
         """
         position = pd.Index(here).get_indexer(pd.Index(known))
-        if (position < 0).any():
-            lacking = np.array(known)[position < 0]
+        missing = position < 0 if needed is None else (position < 0) & needed
+        if missing.any():
+            lacking = np.array(known)[missing]
             raise ValueError(
                 f"adata.obsm[{key!r}] lacks {len(lacking)} of the {len(known)} {self.what}s that were set up: "
                 f"{shorten(lacking)}. There are: {shorten(here)}."
             )
-        return position
+        return position.astype(np.int64)

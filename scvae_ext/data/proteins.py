@@ -127,9 +127,10 @@ def match_proteins(
         If a protein is missing, or values are not counts.
     """
     values, here = read_proteins(adata, panel.key, panel.names_key)
-    values = values[:, PROTEINS.positions(here, panel.names, panel.key)]
     measured = np.array(panel.measured)[batch]
-    values = np.where(measured, values, 0)
+    # A protein that no batch of these cells has needs no column: the last one stands in for it, and is not read.
+    position = PROTEINS.positions(here, panel.names, panel.key, measured.any(axis=0))
+    values = np.where(measured, values[:, position], 0)
     _require_counts(values, panel.names, adata, panel.key)
     for code in np.unique(batch):
         name = batch_names[code] if batch_names else None

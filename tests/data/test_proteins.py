@@ -71,7 +71,6 @@ def test_proteins_are_matched_by_name(adata):
         align(adata, registry)
 
 
-@pytest.mark.xfail(reason="match_proteins asks for every protein that was set up", raises=ValueError)
 def test_a_protein_that_no_batch_of_the_cells_has_needs_no_column(adata):
     there = (adata.obs["batch"] == "batch_1").to_numpy()
     adata.obsm["protein"].loc[there, "protein_2"] = np.nan
