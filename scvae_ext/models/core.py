@@ -271,7 +271,7 @@ class ModelCore(ABC):
         arguments: Mapping[str, Any],
     ) -> Path:
         """Write a result to a file of its own."""
-        path = check_out(out, adata, overwrite=overwrite)
+        path = check_out(out, adata, self.registry.layer, overwrite=overwrite)
         positions = pieces.cells.positions
         all_cells = np.array_equal(positions, np.arange(pieces.cells.source.n_cells))
         record = {**arguments, "n_cells": len(positions), "all_cells": all_cells}

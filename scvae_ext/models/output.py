@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from scvae_ext.data import record_result
 from scvae_ext.data.fields import in_pandas
+from scvae_ext.data.sources import files_of_anndata
 from scvae_ext.models.pieces import Pieces
 
 __all__ = ["check_out", "write_pieces"]
@@ -27,7 +28,7 @@ _ROWS_OF_A_CHUNK = 1 << 10
 _ARRAY: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
 
 
-def check_out(out: str | Path, adata: AnnData, *, overwrite: bool) -> Path:
+def check_out(out: str | Path, adata: AnnData, layer: str | None, *, overwrite: bool) -> Path:
     """Return the path of a file to write, if it may be written.
 
     Parameters
@@ -36,6 +37,8 @@ def check_out(out: str | Path, adata: AnnData, *, overwrite: bool) -> Path:
         The path, ending in ``.h5ad`` or ``.zarr``.
     adata
         The AnnData that is read meanwhile.
+    layer
+        Where its counts are; ``X`` where ``None``.
     overwrite
         Whether a file that is there may be replaced.
 
@@ -44,15 +47,21 @@ def check_out(out: str | Path, adata: AnnData, *, overwrite: bool) -> Path:
     ValueError
         If the path has another ending, or is that of the file that is read.
     FileExistsError
-        If there is a file that may not be replaced.
+        If there is a file that may not be replaced, or that may be what is read, of which the file is not known.
     """
     path = Path(out)
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"out={str(out)!r} must end in .h5ad or .zarr, which says the format to write.")
-    if adata.filename is not None and Path(adata.filename).resolve() == path.resolve():
+    files, is_known = files_of_anndata(adata, layer)
+    if any(path.resolve() in (file.resolve(), *file.resolve().parents) for file in files):
         raise ValueError(f"out={str(out)!r} is the file that the counts are read from: pass another path.")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already: pass overwrite=True to replace it, or another path.")
+    if path.exists() and not is_known:
+        raise FileExistsError(
+            f"{path} exists already, and it cannot be told whether the counts, which are not in memory, are read from "
+            "it: pass another path, or remove it first if they are not."
+        )
     return path
 
 

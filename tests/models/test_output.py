@@ -6,7 +6,8 @@ import anndata as ad
 import h5py
 import numpy as np
 import pytest
-from stores import stored
+import zarr
+from stores import KINDS, stored
 
 from scvae_ext.data.readers import SparseFileRows
 
@@ -86,12 +87,43 @@ def test_what_is_there_is_replaced_only_on_request(model, out):
     assert os.listdir(out.parent) == [out.name]
 
 
-def test_the_file_that_is_read_is_never_replaced(model, adata, tmp_path):
-    with (
-        stored(adata, "backed", tmp_path) as opened,
-        pytest.raises(ValueError, match="is the file that the counts are read from"),
-    ):
-        model.get_latent_representation(opened, out=tmp_path / "." / "stored.h5ad", overwrite=True)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("part", [slice(None), slice(70)])
+def test_the_file_that_is_read_is_never_replaced(model, adata, tmp_path, kind, part):
+    with stored(adata, kind, tmp_path) as opened:
+        path = next(tmp_path.iterdir())
+        link = tmp_path / f"link{path.suffix}"
+        link.symlink_to(path)
+        for out in (path, tmp_path / "." / path.name, link):
+            with pytest.raises(ValueError, match="is the file that the counts are read from"):
+                model.get_latent_representation(opened[part], out=out, overwrite=True)
+        if part == slice(None):
+            # Nothing was lost, and other files are replaced as before.
+            for _ in range(2):
+                model.get_latent_representation(opened, out=tmp_path / "out.h5ad", overwrite=True)
+    assert read(path).shape == adata.shape
+
+
+def test_neither_is_one_of_several_in_a_store_nor_all_of_it(model, adata, tmp_path):
+    (tmp_path / "all.zarr").mkdir()
+    with stored(adata, "zarr", tmp_path / "all.zarr"):
+        group = zarr.open_group(tmp_path / "all.zarr", mode="a", zarr_format=2)["stored.zarr"]
+        opened = ad.AnnData(ad.io.sparse_dataset(group["X"]), obs=adata.obs, var=adata.var)
+        for out in (tmp_path / "all.zarr", tmp_path / "all.zarr" / "stored.zarr"):
+            with pytest.raises(ValueError, match="is the file that the counts are read from"):
+                model.get_latent_representation(opened, out=out, overwrite=True)
+        for _ in range(2):
+            model.get_latent_representation(opened, out=tmp_path / "all.zarr" / "latent.zarr", overwrite=True)
+
+
+def test_nothing_is_replaced_where_it_cannot_be_told_what_is_read(model, adata, tmp_path):
+    array = pytest.importorskip("dask.array", reason="Dask is in the extra 'scale'")
+    lazy = ad.AnnData(array.from_array(adata.X.toarray(), chunks=(40, 30)), obs=adata.obs, var=adata.var)
+    out = tmp_path / "out.h5ad"
+    model.get_latent_representation(lazy, out=out)
+    with pytest.raises(FileExistsError, match=r"it cannot be told whether the counts.*remove it first"):
+        model.get_latent_representation(lazy, out=out, overwrite=True)
+    assert read(out).n_obs == 120
 
 
 @pytest.mark.parametrize(
