@@ -67,11 +67,11 @@ def test_the_start_finds_the_gaussians_from_few_labels():
     generator = torch.Generator().manual_seed(0)
     centre = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
     scale = torch.tensor([[0.5, 1.0], [1.0, 0.5], [0.7, 0.7]])
-    label = torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), 4000, replacement=True, generator=generator)
+    label = torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), 40_000, replacement=True, generator=generator)
     within = 0.3  # of the posterior of each cell
     spread = (scale[label].square() - within**2).sqrt()
-    mean = centre[label] + spread * torch.randn(4000, 2, generator=generator)
-    known = torch.full((4000,), 3)
+    mean = centre[label] + spread * torch.randn(40_000, 2, generator=generator)
+    known = torch.full((40_000,), 3)
     for of_label in range(3):
         cells = torch.nonzero(label == of_label)[:5]
         known[cells] = of_label

@@ -60,8 +60,8 @@ class VAEModel(BaseModel):
         if self._options["gene_likelihood"] in COUNT_LIKELIHOODS:
             source.require_counts(self._options["gene_likelihood"])
 
-    def _own_positions(self, adata: AnnData, cells: Cells) -> Int[np.ndarray, "chosen"]:
-        return own_positions(adata, cells, self.adata, self._own_source())
+    def _own_positions(self, adata: AnnData, cells: Cells, own: CellSource) -> Int[np.ndarray, "chosen"]:
+        return own_positions(adata, cells, self.adata, own)
 
     def _gene_names(self, genes: Int[np.ndarray, "chosen"] | None) -> list[str]:
         names = self.registry.var_names

@@ -189,7 +189,7 @@ class CounterfactualMixin(IntervalMixin):
         level, n_samples = interval_level(level), whole_number("n_samples", n_samples)
         groups, group_of_cell = groups_of_cells(adata, groupby, cells)
         replicate, own = self._refitted(), self._cells(None, None, None, fill_missing_genes)[1]
-        positions = self._own_positions(adata, cells)
+        positions = self._own_positions(adata, cells, own.source)
         with evaluating(self.module):
             known = shifts = None
             if shift_within is not None:

@@ -77,7 +77,7 @@ class UncertaintyMixin(VAEModel):
         labels = None if labels_key is None else select_labels(in_pandas(self.adata.obs), labels_key)
         n_neighbors, n_samples = whole_number("n_neighbors", n_neighbors), whole_number("n_samples", n_samples)
         with evaluating(self.module):
-            own = self._own_positions(adata, cells)
+            own = self._own_positions(adata, cells, known.source)
             frame = cell_uncertainty(self.module, cells, known, labels, own, n_neighbors, n_samples, seed)
         record = {"labels_key": labels_key, "n_neighbors": n_neighbors, "n_samples": n_samples, "seed": seed}
         columns = {str(name): frame[name].to_numpy() for name in frame if name != "label"}
@@ -144,7 +144,7 @@ class UncertaintyMixin(VAEModel):
             "seed": whole_number("seed", seed, least=0),
         }
         with evaluating(self.module):
-            own = self._own_positions(adata, cells)
+            own = self._own_positions(adata, cells, known.source)
             result = novelty_of_cells(self.module, cells, known, own, **numbers)
         frame = result.to_frame()
         columns = {str(name): frame[name].to_numpy() for name in frame}
