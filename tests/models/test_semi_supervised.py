@@ -82,7 +82,7 @@ class TestAgainstTruth:
         ours = model.predict(soft=True, key_added=None)[~known]
         log_prob, _, is_right = right(ours, truth[~known])
         log_prob_there, _, is_right_there = right(by_classifier, truth[~known])
-        assert is_right.mean() > is_right_there.mean() + 0.015  # 0.905 and 0.871
+        assert is_right.mean() > is_right_there.mean() + 0.015  # 0.91 and 0.87
         assert log_prob.mean() > log_prob_there.mean() + 0.1  # -0.25 and -0.49
 
     def test_probabilities_are_how_often_the_label_is_right(self, model, truth):
