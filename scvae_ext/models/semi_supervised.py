@@ -246,26 +246,26 @@ class SemiSupervisedVAE(
         """Put the prior back, which starts from where the networks have learned to place the labelled cells."""
         if self._set_aside is None:
             return
-        prior, self._set_aside = self._set_aside, None
-        if self.is_trained:
-            label = source.label[train]
-            n_cells = torch.bincount(label, minlength=prior.n_labels)[: prior.n_labels]
-            if (n_cells == 0).any():
-                lacking = np.array(self.label_names)[(n_cells == 0).numpy()]
-                warnings.warn(
-                    f"No training cell has the label {shorten(lacking)}: all that have it are held out for validation. "
-                    "It cannot be learned; pass a larger train_size, or label more cells.",
-                    UserWarning,
-                    stacklevel=3,
-                )
-            with evaluating(self.module):
-                moments = latent_parameters(self.module, Cells(source, train, self.device))
-            mean, variance = (torch.from_numpy(values).to(self.device) for values in moments)
-            generator = torch.Generator().manual_seed(self.seed)
-            label = label.to(self.device)
-            self._calibration = calibrate_labels(prior, mean, variance, label, self.seed)
-            prior.initialise(mean, variance, label, generator)
-        self.module.prior = prior
+        self.module.prior = prior = self._set_aside
+        self._set_aside = None
+        if not self.is_trained:
+            return
+        label = source.label[train]
+        n_cells = torch.bincount(label, minlength=prior.n_labels)[: prior.n_labels]
+        if (n_cells == 0).any():
+            lacking = np.array(self.label_names)[(n_cells == 0).numpy()]
+            warnings.warn(
+                f"No training cell has the label {shorten(lacking)}: all that have it are held out for validation. "
+                "It cannot be learned; pass a larger train_size, or label more cells.",
+                UserWarning,
+                stacklevel=3,
+            )
+        with evaluating(self.module):
+            moments = latent_parameters(self.module, Cells(source, train, self.device))
+        mean, variance = (torch.from_numpy(values).to(self.device) for values in moments)
+        label = label.to(self.device)
+        self._calibration = calibrate_labels(prior, mean, variance, label, self.seed)
+        prior.initialise(mean, variance, label, torch.Generator().manual_seed(self.seed))
 
     @override
     def _described(self) -> dict[str, Any]:
