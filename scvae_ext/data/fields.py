@@ -255,6 +255,10 @@ class CategoricalObs:
         missing = column.isna().to_numpy()
         if missing.any() and self.missing is not None:
             column = column.astype("category")
+            # Named before a word stands among them: numbers with missing values are floats, also where all are whole.
+            names_of_values = category_names(column.cat.categories)
+            if len(set(names_of_values)) == len(names_of_values):
+                column = column.cat.rename_categories(names_of_values)
             if self.missing not in column.cat.categories:
                 column = column.cat.add_categories([self.missing])
             column = column.fillna(self.missing)

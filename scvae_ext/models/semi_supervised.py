@@ -219,6 +219,11 @@ class SemiSupervisedVAE(
                 f'objective="iwae" counts a label once, but label_weight={weight!r}: build the model with '
                 "label_weight=1."
             )
+        if (self._own_source().label >= len(self.label_names)).all():
+            raise ValueError(
+                f"No cell of the model's AnnData has a label any more in adata.obs[{self.registry.labels_key!r}]: put "
+                "the labels back, or run setup_anndata and build the model again."
+            )
         if not self.is_trained and self._set_aside is None:
             assert isinstance(self.module.prior, LabelPrior)
             self._set_aside, self.module.prior = self.module.prior, None

@@ -49,6 +49,18 @@ def test_missing_values_are_unlabelled_as_well(adata, kind):
     pd.testing.assert_series_equal(adata.obs["known"], labels, check_names=False)  # nothing of the user's is changed
 
 
+def test_numbers_with_missing_values_are_named_as_without(adata):
+    adata.obs["known"] = np.where(np.arange(60) % 2 == 0, np.nan, np.arange(60) % 3)
+    registry = set_up(adata)
+    assert registry.label_categories == ("0", "1", "2", "Unknown")
+    label = align(adata, registry).label.numpy()
+    np.testing.assert_array_equal(label[1::2], (np.arange(60) % 3)[1::2])
+    # The same labels as whole numbers, of other cells.
+    other = adata[1::2].copy()
+    other.obs["known"] = other.obs["known"].astype(int)
+    np.testing.assert_array_equal(align(other, registry).label, label[1::2])
+
+
 def test_cells_whose_labels_nobody_knows_need_no_column(adata):
     registry = set_up(adata)
     del adata.obs["known"]

@@ -378,3 +378,6 @@ def test_mistakes_say_what_to_type_instead(small):
     for call, error, message in cases:
         with pytest.raises(error, match=message), warnings.catch_warnings():
             call()
+    del small.obs["known"]
+    with pytest.raises(ValueError, match=r"has a label any more in adata\.obs\['known'\]"):
+        model.train(max_steps=3)
