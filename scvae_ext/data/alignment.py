@@ -9,9 +9,10 @@ import torch
 from anndata import AnnData
 from jaxtyping import Int
 
-from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata, shorten
+from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata
 from scvae_ext.data.labels import known_labels, match_labels
 from scvae_ext.data.loading import CellSource
+from scvae_ext.data.names import shorten
 from scvae_ext.data.opening import open_counts
 from scvae_ext.data.peaks import match_peaks
 from scvae_ext.data.proteins import match_proteins

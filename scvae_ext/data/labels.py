@@ -6,7 +6,8 @@ import numpy as np
 from anndata import AnnData
 from jaxtyping import Int
 
-from scvae_ext.data.fields import CategoricalObs, category_names, find_category, in_pandas, shorten, unknown_key
+from scvae_ext.data.fields import CategoricalObs, in_pandas
+from scvae_ext.data.names import category_names, find_category, shorten, unknown_key
 
 __all__ = ["known_labels", "match_labels", "register_labels"]
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from jaxtyping import Bool, Int, Shaped
 
-from scvae_ext.data.fields import shorten, unknown_key
+from scvae_ext.data.names import shorten, unknown_key
 
 __all__ = ["ObsmFeatures"]
 

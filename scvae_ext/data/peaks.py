@@ -10,8 +10,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from jaxtyping import Int
 
-from scvae_ext.data.fields import shorten
 from scvae_ext.data.matrix import as_csr
+from scvae_ext.data.names import shorten
 from scvae_ext.data.obsm import ObsmFeatures
 from scvae_ext.peaks import AccessiblePeaks
 

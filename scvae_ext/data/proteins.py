@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 from jaxtyping import Bool, Float, Int
 
-from scvae_ext.data.fields import shorten
+from scvae_ext.data.names import shorten
 from scvae_ext.data.obsm import ObsmFeatures
 
 __all__ = ["ProteinPanel", "match_proteins", "read_proteins", "register_proteins"]

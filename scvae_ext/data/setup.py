@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata, shorten
+from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata
 from scvae_ext.data.labels import register_labels
+from scvae_ext.data.names import shorten
 from scvae_ext.data.opening import open_counts
 from scvae_ext.data.peaks import register_peaks
 from scvae_ext.data.proteins import register_proteins

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from scvae_ext.data.fields import category_names, find_category
+from scvae_ext.data.names import category_names, find_category
 from scvae_ext.models.query import CellSelection, select_cells
 
 __all__ = [

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
 
-from scvae_ext.data.fields import find_category
+from scvae_ext.data.names import find_category
 
 __all__ = [
     "CellSelection",

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from scvae_ext.analysis import LabelCalibration
 from scvae_ext.data import CellSource, Registry, setup_anndata
-from scvae_ext.data.fields import shorten
+from scvae_ext.data.names import shorten
 from scvae_ext.likelihoods import GeneLikelihood
 from scvae_ext.models.building import build_vae
 from scvae_ext.models.cells import Cells, evaluating

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 
 from scvae_ext.data import CellSource, Registry
-from scvae_ext.data.fields import find_category
+from scvae_ext.data.names import find_category
 from scvae_ext.minibatch import Minibatch
 
 __all__ = ["Setting", "read_setting"]

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, find_category, require_anndata, shorten
+from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata
 
 
 def test_require_anndata_returns_the_same_object(adata):
@@ -30,11 +30,6 @@ def test_duplicate_genes(adata):
     adata.var.index = ["CD3D", "CD3D", "MS4A1", "MS4A1", *adata.var_names[4:]]
     with pytest.raises(ValueError, match=r"2 names more than once: 'CD3D', 'MS4A1'.*var_names_make_unique\(\)"):
         require_anndata(adata)
-
-
-def test_shorten():
-    assert shorten(["a", "b"]) == "'a', 'b'"
-    assert shorten(range(12), 3) == "'0', '1', '2' and 9 more"
 
 
 def test_layer_reads_x_and_layers(adata, counts):
@@ -97,13 +92,6 @@ def test_whole_numbers_are_the_same_categories_in_any_type(adata, dtype):
     for known in (("1", "2", "3"), ("1.0", "2.0", "2.5", "3.0")):
         codes = CategoricalObs("k", "batch_key").codes(adata, known)
         assert codes[:3].tolist() == [0, len(known) - 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("value", "position"), [(1, 0), (1.0, 0), ("1", 0), (np.float32(2.5), 1), ("01", None), (True, None), (25, None)]
-)
-def test_categories_asked_for_by_number_or_name(value, position):
-    assert find_category(value, ("1", "2.5")) == position
 
 
 def test_unseen_category_is_named(adata):
