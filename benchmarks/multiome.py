@@ -1,7 +1,7 @@
 """Genes and accessible chromatin: MultiomeVAE beside MultiVI, and accessibility that was hidden against what was seen.
 
 Both tools by their own defaults with 20 latent dimensions, on two data sets: 500 cells of bone marrow (1,129 genes, 561
-peaks, 13 batches, 21 types), of which more were not to be had, and 3,000 simulated cells (500 genes, 1,000 peaks, two
+peaks, two batches, 21 types), of which more were not to be had, and 3,000 simulated cells (500 genes, 1,000 peaks, two
 batches, five types) from ``datasets.synthetic_counts``. The simulation has the link of MultiomeVAE, which is an
 advantage to it.
 
