@@ -9,17 +9,17 @@ from scvae_ext.models.options import true_or_false, whole_number
 from scvae_ext.modules import VAE
 from scvae_ext.nn import Normalisation
 
-__all__ = ["FIXED_WITH_MODALITIES", "Normalised", "build_vae", "refuse_beside_modalities"]
+__all__ = ["FIXED_OPTIONS", "Normalised", "build_vae", "refuse_beside_modalities"]
 
 Normalised = Literal["encoder", "decoder", "none", "both"]
 
-FIXED_WITH_MODALITIES: Mapping[str, Any] = {
+FIXED_OPTIONS: Mapping[str, Any] = {
     "use_observed_lib_size": True,
     "deeply_inject_covariates": True,
     "use_batch_norm": "both",
     "use_layer_norm": "none",
 }
-"""What SCVAE leaves to the user, and models of genes and something else do not."""
+"""What SCVAE leaves to the user, and other models do not, but for what they have an option for."""
 
 
 def build_vae(

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from scvae_ext.data import CellSource, Registry, setup_anndata
 from scvae_ext.likelihoods import GeneLikelihood
-from scvae_ext.models.building import FIXED_WITH_MODALITIES, build_vae, refuse_beside_modalities
+from scvae_ext.models.building import FIXED_OPTIONS, build_vae, refuse_beside_modalities
 from scvae_ext.models.mixins import (
     AccessibilityMixin,
     ComparisonMixin,
@@ -182,7 +182,7 @@ class MultiomeVAE(LatentMixin, ExpressionMixin, AccessibilityMixin, ScoresMixin,
                 "for genes alone."
             )
         refuse_beside_modalities(options, "peaks")
-        return build_vae(registry, {**FIXED_WITH_MODALITIES, **options})
+        return build_vae(registry, {**FIXED_OPTIONS, **options})
 
     @override
     def _initialise(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:

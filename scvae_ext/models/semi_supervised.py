@@ -16,7 +16,7 @@ from scvae_ext.analysis import LabelCalibration
 from scvae_ext.data import CellSource, Registry, setup_anndata
 from scvae_ext.data.names import shorten
 from scvae_ext.likelihoods import GeneLikelihood
-from scvae_ext.models.building import build_vae
+from scvae_ext.models.building import FIXED_OPTIONS, build_vae
 from scvae_ext.models.cells import Cells, evaluating
 from scvae_ext.models.inference import latent_parameters
 from scvae_ext.models.label_inference import calibrate_labels
@@ -38,13 +38,6 @@ from scvae_ext.train import TrainingPlan
 from scvae_ext.train.history import History
 
 __all__ = ["SemiSupervisedVAE"]
-
-# What SCVAE leaves to the user, and this model does not.
-FIXED: Mapping[str, Any] = {
-    "deeply_inject_covariates": True,
-    "use_batch_norm": "both",
-    "use_layer_norm": "none",
-}
 
 
 class SemiSupervisedVAE(
@@ -297,4 +290,6 @@ class SemiSupervisedVAE(
         n_components = whole_number("n_components_per_label", options.pop("n_components_per_label"))
         positive_number("label_weight", options.pop("label_weight"))
         n_labels = len(registry.label_categories) - 1
-        return build_vae(registry, {**FIXED, **options}, n_known_labels=n_labels, n_components_per_label=n_components)
+        return build_vae(
+            registry, {**FIXED_OPTIONS, **options}, n_known_labels=n_labels, n_components_per_label=n_components
+        )

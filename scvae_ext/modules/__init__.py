@@ -12,11 +12,12 @@ from scvae_ext.modules.bounds import (
 from scvae_ext.modules.dependence import batch_dependence
 from scvae_ext.modules.elbo import elbo, log_importance_weights
 from scvae_ext.modules.hand_derived import HandDerivedElbo
+from scvae_ext.modules.label_prior import LabelPrior
 from scvae_ext.modules.modality import Modality
 from scvae_ext.modules.networks import DecoderKind, LatentDistribution, Networks
 from scvae_ext.modules.objectives import BatchPenalised, FreeBitsElbo, ImportanceWeighted, LabelWeighted
 from scvae_ext.modules.outputs import Elbo, Objective, Posterior, SquaredError, VAEOutput
-from scvae_ext.modules.prior import LabelPrior, LearnedPrior, MixturePrior, PriorKind, VampPrior
+from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
 from scvae_ext.modules.proteins import ProteinModality
 from scvae_ext.modules.residual import copy_weights
 from scvae_ext.modules.surrogates import SURROGATES, GradientEstimator

@@ -12,8 +12,9 @@ from typing_extensions import override
 from scvae_ext.likelihoods import GeneLikelihood, GeneStatistics, make_likelihood
 from scvae_ext.minibatch import Minibatch, SparseCounts
 from scvae_ext.modules.accessibility import AccessibilityModality
+from scvae_ext.modules.label_prior import LabelPrior
 from scvae_ext.modules.modality import Modality
-from scvae_ext.modules.prior import LabelPrior, LearnedPrior, MixturePrior, PriorKind, VampPrior
+from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
 from scvae_ext.modules.proteins import ProteinModality
 from scvae_ext.modules.trainable import Trainable
 from scvae_ext.nn import (

@@ -9,9 +9,9 @@ from typing_extensions import override
 from scvae_ext.likelihoods import depth
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.modules.elbo import elbo, log_importance_weights
+from scvae_ext.modules.label_prior import LabelPrior
 from scvae_ext.modules.networks import Networks
 from scvae_ext.modules.outputs import Elbo, Posterior, VAEOutput
-from scvae_ext.modules.prior import LabelPrior
 from scvae_ext.nn import RESIDUAL_SCALE
 from scvae_ext.types import CellIndices, CellsByHidden
 
