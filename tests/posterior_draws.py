@@ -17,7 +17,9 @@ def draws_of(counts, expression, theta=None, fitted=None, chunks=1):
         seen = drawn if fitted is None else torch.as_tensor(fitted[piece], dtype=torch.float32).unsqueeze(0)
         inverse_dispersion = None if theta is None else torch.full((1, counts.shape[1]), float(theta))
         rows = slice(int(piece[0]), int(piece[-1]) + 1)
-        yield PosteriorDraws(rows, drawn, seen, SparseCounts.from_dense(values), values.sum(1), inverse_dispersion)
+        yield PosteriorDraws(
+            rows, drawn, seen, SparseCounts.from_dense(values), values.sum(1, keepdim=True), inverse_dispersion
+        )
 
 
 def moments_of(counts, expression, group, theta=None, fitted=None, chunks=1):

@@ -84,7 +84,7 @@ class CountContrast(Contrast):
         exposure = effective_exposure(moments)
         counts = moments.mean * exposure
         variance = 1.0 / exposure
-        cells = moments.n_cells[:, None] - 1 + PRIOR_CELLS
+        cells = moments.n_measured - 1 + PRIOR_CELLS
         freedom = np.square(variance.sum(0)) / (np.square(variance) / cells).sum(0)
         return cls(counts[0], counts[1], exposure[0], exposure[1], freedom)
 
@@ -132,10 +132,10 @@ def effective_exposure(moments: GroupMoments) -> Float[np.ndarray, "groups genes
     moments
         Sums of the groups.
     """
-    seen = (moments.observed > 0) & (moments.n_cells[:, None] > 1)
+    seen = (moments.observed > 0) & (moments.n_measured > 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.where(seen, moments.variance * np.square(moments.exposure) / moments.observed, 1.0)
-    weight = np.where(seen, np.minimum(moments.n_expressing, moments.n_cells[:, None] - 1), 0.0)
+    weight = np.where(seen, np.minimum(moments.n_expressing, moments.n_measured - 1), 0.0)
     common = ((ratio * weight).sum(0) + PRIOR_CELLS) / (weight.sum(0) + PRIOR_CELLS)
     overdispersion = (ratio * weight + PRIOR_CELLS * common) / (weight + PRIOR_CELLS)
     exposure: Float[np.ndarray, "groups genes"] = moments.exposure / overdispersion

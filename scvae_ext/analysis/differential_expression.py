@@ -15,10 +15,21 @@ from scvae_ext.analysis.moments import GroupMoments
 from scvae_ext.analysis.replicates import SampleContrast
 from scvae_ext.analysis.shrinkage import fold_change_posterior
 
-__all__ = ["Comparison", "TestMode", "bayes_factor", "change_table", "count_table", "shortage_of_samples"]
+__all__ = [
+    "FEWEST_CELLS",
+    "Comparison",
+    "TestMode",
+    "bayes_factor",
+    "change_table",
+    "count_table",
+    "measured_in_both",
+    "shortage_of_samples",
+]
 
 TestMode = Literal["two", "three"]
 
+# Fewer cells say nothing about how much cells of a group differ.
+FEWEST_CELLS = 3
 # scvi-tools adds this to both probabilities of a Bayes factor.
 EPSILON = 1e-8
 SMALLEST_DELTA = 0.1
@@ -61,8 +72,11 @@ def change_table(
     sample_names: Sequence[str] = (),
     test_mode: TestMode = "three",
     levels: Sequence[float] = (),
+    common_factor: bool = False,
 ) -> pd.DataFrame:
     """Return the posterior of each gene's log2 fold change, and whether it is large, one row a gene.
+
+    A gene that was not measured in both groups (:func:`measured_in_both`) has missing values, and is not flagged.
 
     Parameters
     ----------
@@ -82,6 +96,9 @@ def change_table(
         Whether up and down count as one kind of difference (``"two"``), or the likelier of the two (``"three"``).
     levels
         Probabilities of credible intervals to add.
+    common_factor
+        Whether what the median gene of a group (or of a group in a sample) has more than the model expects is taken
+        for a factor of its cells, as the binding of antibodies is, and not for a change of genes.
 
     Raises
     ------
@@ -90,11 +107,29 @@ def change_table(
     """
     if test_mode not in get_args(TestMode):
         raise ValueError(f'test_mode={test_mode!r} is not known: use "two" or "three".')
+    measured = measured_in_both(moments, comparison, sample)
+    if not measured.all():
+        table = change_table(
+            moments.of_genes(measured),
+            comparison,
+            delta=delta,
+            fdr_target=fdr_target,
+            sample=sample,
+            sample_names=sample_names,
+            test_mode=test_mode,
+            levels=levels,
+            common_factor=common_factor,
+        )
+        of_all = table.set_axis(np.flatnonzero(measured)).reindex(range(len(measured)))
+        flag = f"is_de_fdr_{fdr_target}"
+        return of_all.assign(**{flag: of_all[flag].eq(True)})
     pooled = moments.merge(np.stack([comparison.one, comparison.two]).astype(np.float64))
+    if common_factor:
+        pooled = pooled.without_common_factor()
     contrast: Contrast = (
         CountContrast.from_moments(pooled)
         if sample is None
-        else _between_samples(moments, comparison, sample, sample_names)
+        else _between_samples(moments, comparison, sample, sample_names, common_factor)
     )
     posterior = fold_change_posterior(contrast)
     if delta is None:
@@ -127,6 +162,25 @@ def change_table(
     )
 
 
+def measured_in_both(
+    moments: GroupMoments, comparison: Comparison, sample: Int[np.ndarray, "units"] | None
+) -> Bool[np.ndarray, "genes"]:
+    """Return which genes were measured in three cells of both groups or, with samples, in each of them.
+
+    Parameters
+    ----------
+    moments, comparison, sample
+        As for :func:`change_table`.
+    """
+    sides = [comparison.one, comparison.two]
+    if sample is not None:
+        sides = [side & (sample == each) for side in sides for each in np.unique(sample[side])]
+    merged = moments.merge(np.stack(sides).astype(np.float64))
+    fewest = np.minimum(FEWEST_CELLS, merged.n_cells)[:, None]
+    measured: Bool[np.ndarray, genes] = (merged.n_measured >= fewest).all(0)
+    return measured
+
+
 def count_table(moments: GroupMoments, comparison: Comparison) -> pd.DataFrame:
     """Return what the raw counts of two groups look like, one row a gene.
 
@@ -137,9 +191,10 @@ def count_table(moments: GroupMoments, comparison: Comparison) -> pd.DataFrame:
     """
     pooled = moments.merge(np.stack([comparison.one, comparison.two]).astype(np.float64))
     columns = {"raw_mean": "counts", "non_zeros_proportion": "n_expressing", "raw_normalized_mean": "normalized"}
+    n_measured = np.where(pooled.n_measured > 0, pooled.n_measured, np.nan)
     return pd.DataFrame(
         {
-            f"{column}{group + 1}": getattr(pooled, field)[group] / pooled.n_cells[group]
+            f"{column}{group + 1}": getattr(pooled, field)[group] / n_measured[group]
             for column, field in columns.items()
             for group in (0, 1)
         }
@@ -179,7 +234,11 @@ def shortage_of_samples(comparison: Comparison, sample: Int[np.ndarray, "units"]
 
 
 def _between_samples(
-    moments: GroupMoments, comparison: Comparison, sample: Int[np.ndarray, "units"], names: Sequence[str]
+    moments: GroupMoments,
+    comparison: Comparison,
+    sample: Int[np.ndarray, "units"],
+    names: Sequence[str],
+    common_factor: bool,
 ) -> SampleContrast:
     shortage = shortage_of_samples(comparison, sample, names)
     if shortage is not None:
@@ -200,7 +259,8 @@ def _between_samples(
         warnings.warn(f"{comparison.name}: {message}.", UserWarning, stacklevel=5)
 
     def of_samples(members: np.ndarray, chosen: np.ndarray) -> GroupMoments:
-        return moments.merge(((sample[None] == chosen[:, None]) & members[None]).astype(np.float64))
+        merged = moments.merge(((sample[None] == chosen[:, None]) & members[None]).astype(np.float64))
+        return merged.without_common_factor() if common_factor else merged
 
     return SampleContrast.from_moments(
         of_samples(comparison.one, in_one), of_samples(comparison.two, in_two), paired=paired

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from scvae_ext.minibatch import SparseCounts
@@ -27,16 +27,19 @@ class PosteriorDraws:
     fitted
         The same draws in the batch in which each cell was observed; the very same tensor where no other is asked for.
     counts
-        Observed counts.
+        Observed counts; zero where nothing was measured.
     depth
-        Library size in counts, or size factor.
+        Library size in counts, or size factor; the same for all genes, or one for each.
     inverse_dispersion
         :math:`\theta` of the negative binomial, or ``None`` where the likelihood has none.
+    measured
+        Whether each gene, or whatever takes its place, was measured in a cell; all were where ``None``.
     """
 
     rows: slice
     expression: Float[Tensor, "samples cells genes"]
     fitted: Float[Tensor, "samples cells genes"]
     counts: SparseCounts
-    depth: Float[Tensor, "cells"]
+    depth: Float[Tensor, "cells #genes"]
     inverse_dispersion: Float[Tensor, "#cells genes"] | None
+    measured: Bool[Tensor, "cells genes"] | None = None

@@ -1,12 +1,12 @@
 """Sums over the cells of each group, from which its mean expression and the error of that mean follow."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scvae_ext.analysis.draws import PosteriorDraws
@@ -17,6 +17,7 @@ __all__ = ["GroupMoments", "group_moments"]
 CUT_AT, CUT_ABOVE = 3.0, 1.0
 # 1 / theta that real counts have at least, whatever the model says.
 LEAST_OVERDISPERSION = 0.2
+FEWEST_FOR_MEDIAN = 5
 # Total that raw counts are scaled to for the columns raw_normalized_mean.
 TARGET_TOTAL = 1e4
 
@@ -35,6 +36,8 @@ class GroupMoments:
     ----------
     n_cells
         Number of cells.
+    n_measured
+        Number of them in which each gene was measured.
     expression, expression_squared
         Sums of :math:`\rho^*` and of its square.
     observed, observed_squared
@@ -48,6 +51,7 @@ class GroupMoments:
     """
 
     n_cells: Float[np.ndarray, "groups"]
+    n_measured: Float[np.ndarray, "groups genes"]
     expression: Float[np.ndarray, "groups genes"]
     expression_squared: Float[np.ndarray, "groups genes"]
     observed: Float[np.ndarray, "groups genes"]
@@ -70,6 +74,37 @@ class GroupMoments:
             One where a group, a column, belongs to a union, a row; zero elsewhere.
         """
         return type(self)(**{field.name: membership @ getattr(self, field.name) for field in fields(self)})
+
+    def of_genes(self, chosen: Bool[np.ndarray, "genes"]) -> Self:
+        """Return the sums of some genes.
+
+        Parameters
+        ----------
+        chosen
+            Which.
+        """
+        of_cells = {"n_cells": self.n_cells}
+        of_genes = {each.name: getattr(self, each.name)[:, chosen] for each in fields(self) if each.name != "n_cells"}
+        return type(self)(**of_cells, **of_genes)
+
+    def without_common_factor(self) -> Self:
+        """Return the sums as if the model expected as much as was observed of the median gene of each group.
+
+        With fewer than five genes there is no telling a common factor from a change, and nothing is done.
+        """
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.where(self.expected > 0, self.observed / self.expected, np.nan)
+        enough = (~np.isnan(ratio)).sum(1) >= FEWEST_FOR_MEDIAN
+        factor = np.ones((len(ratio), 1))
+        factor[enough, 0] = np.nanmedian(ratio[enough], axis=1)
+        factor = np.where(factor > 0, factor, 1.0)
+        return replace(
+            self,
+            expected=self.expected * factor,
+            expected_squared=self.expected_squared * np.square(factor),
+            observed_expected=self.observed_expected * factor,
+            expression_expected=self.expression_expected * factor,
+        )
 
     @property
     def mean(self) -> Float[np.ndarray, "groups genes"]:
@@ -142,13 +177,19 @@ def group_moments(
 def _add(sums: dict[str, Tensor], chunk: PosteriorDraws, group: Int[Tensor, "cells"], n_groups: int) -> None:
     expression = chunk.expression.mean(0)
     fitted = expression if chunk.fitted is chunk.expression else chunk.fitted.mean(0)
-    mean = fitted * chunk.depth.unsqueeze(-1)
+    mean = fitted * chunk.depth
     theta = chunk.inverse_dispersion
     weight = torch.ones_like(mean) if theta is None else 1.0 / (1.0 + mean / theta)
     expected = weight * mean
+    if chunk.measured is not None:
+        expected = expected * chunk.measured
     group = group.to(mean.device)
     membership = mean.new_zeros(n_groups, len(group))
     membership[group, torch.arange(len(group), device=group.device)] = 1.0
+    if chunk.measured is None:
+        sums["n_measured"] += membership.sum(1, keepdim=True).cpu()
+    else:
+        sums["n_measured"] += (membership @ chunk.measured.to(mean.dtype)).cpu()
     dense = {
         "expression": expression,
         "expression_squared": expression.square(),

@@ -47,7 +47,8 @@ def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
     if "proba_de" in table:
         change, scale = table["lfc_mean"].to_numpy(), table["lfc_std"].to_numpy()
         scores = np.divide(change, scale, out=np.zeros(len(table)), where=scale > 0)
-        probability = table["proba_de"].to_numpy()
+        # What was not measured comes last, with a probability of one that it does not differ.
+        scores, probability = (np.nan_to_num(values) for values in (scores, table["proba_de"].to_numpy()))
     else:
         scores, probability = table["bayes_factor"].to_numpy(), table["proba_m1"].to_numpy()
         # A gene that nobody was seen to express has a mean of zero.

@@ -13,6 +13,7 @@ from scvae_ext.likelihoods import GeneLikelihood
 from scvae_ext.models.building import FIXED_OPTIONS, build_vae, refuse_beside_modalities
 from scvae_ext.models.mixins import (
     ComparisonMixin,
+    DifferentialProteinMixin,
     ExpressionMixin,
     LatentMixin,
     ProteinMixin,
@@ -26,7 +27,9 @@ from scvae_ext.nn import BatchRepresentation, DispersionKind
 __all__ = ["CiteVAE"]
 
 
-class CiteVAE(LatentMixin, ExpressionMixin, ProteinMixin, ScoresMixin, SamplingMixin, ComparisonMixin):
+class CiteVAE(
+    LatentMixin, ExpressionMixin, ProteinMixin, ScoresMixin, SamplingMixin, ComparisonMixin, DifferentialProteinMixin
+):
     r"""Variational autoencoder of counts of genes and of surface proteins, in one latent space.
 
     .. math::

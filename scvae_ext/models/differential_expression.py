@@ -1,45 +1,44 @@
 """Differential expression from a trained model: draws in, one table out."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from jaxtyping import Bool, Int
 
 from scvae_ext.analysis import (
-    Comparison,
     GroupMoments,
     PairProbabilities,
+    PosteriorDraws,
     TestMode,
     change_table,
     count_table,
     group_moments,
     rank_genes_groups,
 )
-from scvae_ext.analysis.differential_expression import shortage_of_samples
+from scvae_ext.analysis.differential_expression import FEWEST_CELLS
 from scvae_ext.data import make_actual, record_result
 from scvae_ext.models.cells import Cells
-from scvae_ext.models.groups import FEWEST_CELLS, REST, GroupPair, Groups
-from scvae_ext.models.other_genes import OtherGenes
-from scvae_ext.models.posterior_draws import posterior_draws
-from scvae_ext.modules import VAE
+from scvae_ext.models.compared_cells import Units, large_enough
+from scvae_ext.models.groups import Groups
 
 __all__ = [
     "ChangeOptions",
     "DifferentialMode",
-    "Units",
+    "Draw",
     "compare_groups",
-    "make_units",
     "sorted_table",
+    "warn_of_unmeasured",
     "write_ranking",
 ]
 
 DifferentialMode = Literal["change", "vanilla"]
+# Of cells, batches, number of draws and seed, as posterior_draws takes them after the module.
+Draw: TypeAlias = Callable[..., Iterator[PosteriorDraws]]
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,8 @@ class ChangeOptions:
         Draws of each group in mode ``"vanilla"``.
     seed
         Of the draws.
+    common_factor
+        As for :func:`~scvae_ext.analysis.change_table`.
     """
 
     mode: DifferentialMode
@@ -78,6 +79,7 @@ class ChangeOptions:
     n_samples: int
     n_pairs: int
     seed: int
+    common_factor: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(DifferentialMode):
@@ -91,80 +93,23 @@ class ChangeOptions:
             )
 
 
-@dataclass(frozen=True, eq=False)
-class Units:
-    """Cells of a group, or of a group in a sample, whose sums are kept apart.
-
-    Parameters
-    ----------
-    of_cell
-        Unit of each cell, -1 where it is left out.
-    group
-        Group of each unit, -1 for cells of none.
-    sample
-        Sample of each unit, ``None`` where cells are the replicates.
-    sample_names
-        Names of the samples.
-    """
-
-    of_cell: Int[np.ndarray, "cells"]
-    group: Int[np.ndarray, "units"]
-    sample: Int[np.ndarray, "units"] | None
-    sample_names: tuple[str, ...]
-
-    def comparison(self, pair: GroupPair, names: Sequence[str]) -> Comparison:
-        """Return which units a pair of groups consists of.
-
-        Parameters
-        ----------
-        pair
-            The groups.
-        names
-            Their names.
-        """
-        one: Bool[np.ndarray, units] = self.group == pair.group1
-        two: Bool[np.ndarray, units] = ~one if pair.group2 is None else self.group == pair.group2
-        return Comparison(names[pair.group1], REST if pair.group2 is None else names[pair.group2], one, two)
-
-
-def make_units(groups: Groups, samples: tuple[Int[np.ndarray, "cells"], tuple[str, ...]] | None) -> Units:
-    """Split cells by group, and by sample where samples are the replicates.
-
-    Parameters
-    ----------
-    groups
-        Groups of the cells.
-    samples
-        Sample of each cell, and the names of the samples.
-    """
-    used = groups.of_cell >= -1
-    of_cell = np.full(len(used), -1, dtype=np.int64)
-    if samples is None:
-        found, of_cell[used] = np.unique(groups.of_cell[used], return_inverse=True)
-        return Units(of_cell, found, None, ())
-    codes, names = samples
-    keys = np.stack([groups.of_cell, codes], axis=1)[used]
-    both, of_cell[used] = np.unique(keys, axis=0, return_inverse=True)
-    return Units(of_cell, both[:, 0], both[:, 1], names)
-
-
 def compare_groups(
-    module: VAE, cells: Cells, groups: Groups, units: Units, options: ChangeOptions, others: OtherGenes | None = None
+    draw: Draw, n_genes: int, cells: Cells, groups: Groups, units: Units, options: ChangeOptions
 ) -> dict[str, pd.DataFrame]:
-    """Return a table for each comparison, one row a gene: the model's genes in their order, then others.
+    """Return a table for each comparison, one row a gene, in the order of the draws.
 
     Expression of each cell is decoded once, whatever the number of comparisons.
 
     Parameters
     ----------
-    module, cells
-        Trained module, and all cells of the AnnData.
+    draw, n_genes
+        Draws of genes, or of whatever takes their place, and their number.
+    cells
+        All cells of the AnnData.
     groups, units
         What to compare.
     options
         How.
-    others
-        Genes to add that the model does not have.
 
     Raises
     ------
@@ -172,13 +117,12 @@ def compare_groups(
         If a group that was asked for has fewer than three cells or, where these are the replicates, two samples, or
         there is nothing to compare.
     """
-    comparisons = _large_enough(groups, units, options.leave_out_small)
+    comparisons = large_enough(groups, units, options.leave_out_small)
     positions = np.flatnonzero(units.of_cell >= 0)
     used = replace(cells, positions=positions)
-    draws = posterior_draws(module, used, options.batches, options.n_samples, options.seed, others=others)
-    n_genes = cells.source.n_genes + (0 if others is None else len(others.names))
+    draws = draw(used, options.batches, options.n_samples, options.seed)
     moments = group_moments(draws, units.of_cell[positions], len(units.group), n_genes)
-    pairs = _pair_probabilities(module, used, units, moments, options, others) if options.mode == "vanilla" else None
+    pairs = _pair_probabilities(draw, used, units, moments, options) if options.mode == "vanilla" else None
     tables = {}
     for comparison in comparisons:
         if pairs is None:
@@ -191,6 +135,7 @@ def compare_groups(
                 sample_names=units.sample_names,
                 test_mode=options.test_mode,
                 levels=options.levels,
+                common_factor=options.common_factor,
             )
         else:
             both = moments.merge(np.stack([comparison.one, comparison.two]).astype(np.float64))
@@ -250,45 +195,34 @@ def write_ranking(adata: AnnData, key: str, tables: Mapping[str, pd.DataFrame], 
     record_result(adata, f'uns["{key}"]', {**provenance, "written": written})
 
 
-def _large_enough(groups: Groups, units: Units, leave_out_small: bool) -> list[Comparison]:
-    """Return the comparisons whose groups have enough cells and, where these are the replicates, samples."""
-    comparisons, too_small = [], []
-    for pair in groups.pairs:
-        comparison = units.comparison(pair, groups.names)
-        shortage = _shortage(comparison, groups, units)
-        if shortage is None:
-            comparisons.append(comparison)
-        else:
-            too_small.append((comparison.group1, shortage))
-    if not too_small:
-        return comparisons
-    reason = too_small[0][1]
-    if not leave_out_small or not comparisons:
-        raise ValueError(reason)
-    left_out = ", ".join(repr(name) for name, _ in too_small)
-    warnings.warn(f"{reason} No table for {left_out}.", UserWarning, stacklevel=4)
-    return comparisons
+def warn_of_unmeasured(tables: Mapping[str, pd.DataFrame], what: str) -> None:
+    """Say what could not be compared, or stop where that is everything.
 
+    Parameters
+    ----------
+    tables
+        The table of each group.
+    what
+        What its rows are, in the singular.
 
-def _shortage(comparison: Comparison, groups: Groups, units: Units) -> str | None:
-    """Return in words what a comparison has too few of, or ``None`` if it can be made."""
-    one, two = (int(np.isin(units.of_cell, np.flatnonzero(side)).sum()) for side in (comparison.one, comparison.two))
-    if min(one, two) < FEWEST_CELLS:
-        listed = ", ".join(f"{name!r} ({groups.size(place)})" for place, name in enumerate(groups.names))
-        return (
-            f"{comparison.name} has {one} and {two} cells; each side needs {FEWEST_CELLS} at least. "
-            f"Groups with their numbers of cells are {listed}."
-        )
-    return None if units.sample is None else shortage_of_samples(comparison, units.sample, units.sample_names)
+    Raises
+    ------
+    ValueError
+        If no comparison has a single row with a result.
+    """
+    missing = {group: list(table.index[table["proba_de"].isna()]) for group, table in tables.items()}
+    reason = f"measured in fewer than {FEWEST_CELLS} cells of one side (or, with sample_key, not in all samples)"
+    if all(len(missing[group]) == len(table) for group, table in tables.items()):
+        raise ValueError(f"No {what} can be compared: each was {reason}.")
+    for group, names in missing.items():
+        if names:
+            shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+            message = f"{tables[group]['comparison'].iloc[0]}: no result for {len(names)} {what}s ({shown}), {reason}."
+            warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def _pair_probabilities(
-    module: VAE,
-    cells: Cells,
-    units: Units,
-    moments: GroupMoments,
-    options: ChangeOptions,
-    others: OtherGenes | None,
+    draw: Draw, cells: Cells, units: Units, moments: GroupMoments, options: ChangeOptions
 ) -> PairProbabilities:
     """Draw cells of each unit, and expression of each from its posterior."""
     generator = np.random.default_rng(options.seed)
@@ -296,8 +230,7 @@ def _pair_probabilities(
     chosen = [generator.choice(cells.positions[of_cell == unit], options.n_pairs) for unit in range(len(units.group))]
     drawn = replace(cells, positions=np.concatenate(chosen))
     expression = np.empty((len(drawn), moments.expression.shape[1]), dtype=np.float32)
-    draws = posterior_draws(module, drawn, options.batches, 1, options.seed, independent=True, others=others)
-    for chunk in draws:
+    for chunk in draw(drawn, options.batches, 1, options.seed, independent=True):
         expression[chunk.rows] = chunk.expression[0].cpu().numpy()
     unit = np.repeat(np.arange(len(units.group)), options.n_pairs)
     return PairProbabilities(expression, unit, moments.n_cells)

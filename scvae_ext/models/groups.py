@@ -22,8 +22,6 @@ __all__ = [
 ]
 
 REST = "Rest"
-# Fewer cells say nothing about how much cells of a group differ.
-FEWEST_CELLS = 3
 # A column beside those of the user in a query.
 POSITION = "_scvae_ext_position"
 

@@ -14,6 +14,7 @@ from scvae_ext.models.building import FIXED_OPTIONS, build_vae, refuse_beside_mo
 from scvae_ext.models.mixins import (
     AccessibilityMixin,
     ComparisonMixin,
+    DifferentialAccessibilityMixin,
     ExpressionMixin,
     LatentMixin,
     SamplingMixin,
@@ -26,7 +27,15 @@ from scvae_ext.nn import BatchRepresentation, DispersionKind
 __all__ = ["MultiomeVAE"]
 
 
-class MultiomeVAE(LatentMixin, ExpressionMixin, AccessibilityMixin, ScoresMixin, SamplingMixin, ComparisonMixin):
+class MultiomeVAE(
+    LatentMixin,
+    ExpressionMixin,
+    AccessibilityMixin,
+    ScoresMixin,
+    SamplingMixin,
+    ComparisonMixin,
+    DifferentialAccessibilityMixin,
+):
     r"""Variational autoencoder of counts of genes and of accessible chromatin, in one latent space.
 
     .. math::

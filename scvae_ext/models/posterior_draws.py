@@ -65,7 +65,7 @@ def posterior_draws(
                 expression += _expression(module, module.decode_hidden(sample, minibatch, target), others)
             expression /= len(targets)
         log_library = None if posterior.log_library is None else posterior.log_library.loc
-        depth = module.depth(minibatch, log_library)
+        depth = module.depth(minibatch, log_library).unsqueeze(-1)
         counts, theta = minibatch.counts, _inverse_dispersion(module, hidden.mean(0), minibatch)
         if others is not None:
             counts = _side_by_side(counts, others.read(cells.positions[rows], cells.device))

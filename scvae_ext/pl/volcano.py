@@ -1,5 +1,6 @@
 """Which genes differ between two groups, by how much, and how sure that is."""
 
+import re
 from os import PathLike
 
 import matplotlib.pyplot as plt
@@ -20,14 +21,16 @@ def volcano(
 ) -> Axes:
     """Draw fold changes against the probability that there is none.
 
-    Which genes differ, and by how much? Flagged genes are coloured and those of largest score named; the dashed lines
-    are the fold changes from which a gene counts as different. Genes on the top line are certain to within the
-    precision of a number.
+    Which genes (or proteins, or peaks) differ, and by how much? Flagged ones are coloured and those of largest score
+    named; the dashed lines are the fold changes from which one counts as different. Those on the top line are certain
+    to within the precision of a number.
 
     Parameters
     ----------
     result
-        What :meth:`scvae_ext.SCVAE.differential_expression` returned in mode ``"change"``.
+        What :meth:`scvae_ext.SCVAE.differential_expression` returned in mode ``"change"``, or
+        :meth:`scvae_ext.CiteVAE.differential_protein_expression`, or
+        :meth:`scvae_ext.MultiomeVAE.differential_accessibility`.
     group
         Value of ``group1`` to draw; may be left out where the table holds one comparison.
     n_labels
@@ -46,11 +49,12 @@ def volcano(
         If the table is not one of mode ``"change"``, or the group is missing or unknown.
     """
     table = _one_comparison(result, group)
-    flag = next((column for column in table if str(column).startswith("is_de_fdr_")), None)
+    flag = next((str(column) for column in table if re.match("is_d[ea]_fdr_", str(column))), None)
     if flag is None or "lfc_mean" not in table:
         raise ValueError('volcano draws tables of differential_expression(mode="change"); this one has no lfc_mean.')
+    table = table[table["lfc_mean"].notna()]  # what was not measured in both groups
     change = table["lfc_mean"].to_numpy()
-    height = -np.log10(np.maximum(table["proba_not_de"].to_numpy(), _SMALLEST))
+    height = -np.log10(np.maximum(1 - table["prob_da" if "prob_da" in table else "proba_de"].to_numpy(), _SMALLEST))
     flagged = table[flag].to_numpy(dtype=bool)
     delta = float(table["delta"].iloc[0])
     figure, axes = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
@@ -76,8 +80,8 @@ def volcano(
         ylim=(-0.03 * top, 1.62 * top),
         xlabel=r"$\log_2$ fold change (posterior mean)",
         ylabel=r"$-\log_{10}$ probability of no difference",
-        title=f"{table['comparison'].iloc[0]}: {np.count_nonzero(flagged)} of {len(table)} genes differ "
-        f"(FDR {str(flag).removeprefix('is_de_fdr_')})",
+        title=f"{table['comparison'].iloc[0]}: {np.count_nonzero(flagged)} of {len(table)} differ "
+        f"(FDR {flag.rpartition('_')[2]})",
     )
     axes.set_yticks([tick for tick in MaxNLocator(6, integer=True).tick_values(0, top) if tick <= top])
     axes.title.set_fontsize(10.5)

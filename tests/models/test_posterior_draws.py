@@ -26,7 +26,7 @@ def test_mean_of_counts_is_depth_times_what_was_fitted(load):
     model = load("nb")
     parameters = model.get_likelihood_parameters()
     chunks = _draws(model, n_samples=1)
-    mean = torch.cat([chunk.depth[:, None] * chunk.fitted[0] for chunk in chunks]).numpy()
+    mean = torch.cat([chunk.depth * chunk.fitted[0] for chunk in chunks]).numpy()
     np.testing.assert_allclose(mean, parameters["mean"], rtol=1e-4)
     np.testing.assert_allclose(chunks[0].inverse_dispersion, parameters["dispersions"][:1], rtol=1e-5)
 

@@ -39,7 +39,7 @@ def test_genes_stand_at_their_change_and_improbability(result):
 
 def test_says_how_many_genes_differ(result):
     axes = pl.volcano(result, "B")
-    assert axes.get_title() == "B vs Rest: 3 of 53 genes differ (FDR 0.05)"
+    assert axes.get_title() == "B vs Rest: 3 of 53 differ (FDR 0.05)"
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["not flagged (50)", "higher in B (2)", "higher in Rest (1)"]
 

@@ -3,6 +3,8 @@
 from scvae_ext.models.mixins.accessibility import AccessibilityMixin
 from scvae_ext.models.mixins.comparison import ComparisonMixin
 from scvae_ext.models.mixins.counterfactual import CounterfactualMixin
+from scvae_ext.models.mixins.differential_accessibility import DifferentialAccessibilityMixin
+from scvae_ext.models.mixins.differential_proteins import DifferentialProteinMixin
 from scvae_ext.models.mixins.expression import ExpressionMixin
 from scvae_ext.models.mixins.generation import GenerationMixin
 from scvae_ext.models.mixins.labels import LabelMixin
@@ -16,6 +18,8 @@ __all__ = [
     "AccessibilityMixin",
     "ComparisonMixin",
     "CounterfactualMixin",
+    "DifferentialAccessibilityMixin",
+    "DifferentialProteinMixin",
     "ExpressionMixin",
     "GenerationMixin",
     "LabelMixin",

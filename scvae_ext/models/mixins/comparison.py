@@ -1,6 +1,7 @@
 """Groups of cells compared: differential expression and abundance."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 from anndata import AnnData
@@ -9,24 +10,25 @@ from scvae_ext.analysis import DifferentialAbundance, TestMode, abundance_ratio
 from scvae_ext.data.fields import in_pandas
 from scvae_ext.models.abundance import groups_of_samples, sample_log_prob
 from scvae_ext.models.cells import evaluating
+from scvae_ext.models.compared_cells import GroupQuestion
 from scvae_ext.models.differential_expression import (
     ChangeOptions,
     DifferentialMode,
     compare_groups,
-    make_units,
     sorted_table,
     write_ranking,
 )
-from scvae_ext.models.groups import select_groups, select_samples
-from scvae_ext.models.mixins.base import VAEModel
+from scvae_ext.models.groups import select_samples
+from scvae_ext.models.mixins.group_comparison import GroupComparison
 from scvae_ext.models.options import positive_number, true_or_false, whole_number
 from scvae_ext.models.other_genes import fit_other_genes
-from scvae_ext.models.query import CellSelection, select_options
+from scvae_ext.models.posterior_draws import posterior_draws
+from scvae_ext.models.query import CellSelection
 
 __all__ = ["ComparisonMixin"]
 
 
-class ComparisonMixin(VAEModel):
+class ComparisonMixin(GroupComparison):
     """Groups of cells compared: differential expression and abundance."""
 
     def differential_expression(
@@ -154,40 +156,28 @@ class ComparisonMixin(VAEModel):
             fdr_target,
             test_mode,
             tuple(cred_interval_lvls or ()),
-            self._batches_to_compare(true_or_false("batch_correction", batch_correction), batchid1, batchid2),
+            self._batches_to_compare(batch_correction, batchid1, batchid2),
             true_or_false("all_stats", all_stats),
             idx1 is None and group1 is None,
             whole_number("n_samples", n_samples),
             whole_number("n_samples_overall", n_samples_overall),
             whole_number("seed", seed, least=0),
         )
-        obs = in_pandas(adata.obs)
-        groups = select_groups(obs, groupby, group1, group2, idx1, idx2)
         if sample_key is not None and mode == "vanilla":
             raise ValueError('sample_key has no meaning in mode="vanilla", which compares cells: use mode="change".')
-        units = make_units(groups, None if sample_key is None else select_samples(obs, sample_key))
+        asked = GroupQuestion(groupby, group1, group2, idx1, idx2, sample_key)
+        groups, units = asked.units(in_pandas(adata.obs))
         names = list(self.registry.var_names)
         with evaluating(self.module):
             others = None
             if layer is not None:
                 others = fit_other_genes(self.module, cells, adata, layer, self.registry.var_names)
                 names += others.names
-            tables = compare_groups(self.module, cells, groups, units, options, others)
+            draw = partial(posterior_draws, self.module, others=others)
+            tables = compare_groups(draw, len(names), cells, groups, units, options)
         tables = {group: table.set_axis(names) for group, table in tables.items()}
-        arguments = {
-            "groupby": groupby,
-            "group1": list(tables),
-            "group2": group2,
-            "mode": mode,
-            "delta": delta,
-            "batches": [self.registry.batch_categories[batch] for batch in options.batches] or None,
-            "fdr_target": fdr_target,
-            "sample_key": sample_key,
-            "layer": layer,
-            "n_samples": n_samples,
-            "seed": seed,
-        }
         if key_added is not None:
+            arguments = self._asked(asked, options, tables) | {"mode": mode, "layer": layer}
             write_ranking(adata, key_added, tables, self._provenance(arguments))
         return sorted_table(tables)
 
@@ -276,22 +266,3 @@ class ComparisonMixin(VAEModel):
             self._write_columns(adata, key_added, columns, cells, write_subset, record)
         obs_names = cells.source.obs_names[cells.positions]
         return DifferentialAbundance(pd.DataFrame(log_prob, index=obs_names, columns=list(names)), sizes, ratio)
-
-    def _batches_to_compare(
-        self, correction: bool, batchid1: Sequence[str] | None, batchid2: Sequence[str] | None
-    ) -> list[int]:
-        """Return the batches to decode all cells in, none for the observed ones."""
-        chosen = [
-            select_options(name, asked, self.registry.batch_categories, self.registry.batch_key)
-            for name, asked in (("batchid1", batchid1), ("batchid2", batchid2))
-        ]
-        if not correction:
-            if chosen[0] or chosen[1]:
-                raise ValueError("batchid1 and batchid2 need batch_correction=True.")
-            return []
-        if batchid1 is not None and batchid2 is not None and sorted(chosen[0]) != sorted(chosen[1]):
-            raise ValueError(
-                f"batchid1={list(batchid1)!r} and batchid2={list(batchid2)!r} differ: groups decoded in different "
-                "batches would differ by batch. Name the same ones."
-            )
-        return chosen[0] or chosen[1] or list(range(len(self.registry.batch_categories)))
