@@ -149,7 +149,7 @@ def by_scvi_tools(adata: ad.AnnData, kind: str, seed: int, smoke: bool) -> np.nd
                     var=pd.DataFrame({"kind": "peak"}, index=names),
                 ),
             ],
-            axis="columns",
+            axis="var",
         )
         both.obs = adata.obs
         scvi.model.MULTIVI.setup_anndata(both)

@@ -20,6 +20,7 @@ exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"scvae_ext {release}"
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 
 # Tutorials are executed by .ci/run and committed with their pictures.
 nb_execution_mode = "off"

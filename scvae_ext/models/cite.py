@@ -33,8 +33,8 @@ class CiteVAE(
     r"""Variational autoencoder of counts of genes and of surface proteins, in one latent space.
 
     .. math::
-        z_n \sim \mathcal N(0, I), \qquad x_{ng} \mid z_n \sim \operatorname{NB}(\ell_n \rho_{ng}, \theta_g), \qquad
-        y_{np} \mid z_n \sim \pi_{np} \operatorname{NB}(\beta_{np}, \theta^b_p) +
+        z_n &\sim \mathcal N(0, I), \qquad x_{ng} \mid z_n \sim \operatorname{NB}(\ell_n \rho_{ng}, \theta_g) \\
+        y_{np} \mid z_n &\sim \pi_{np} \operatorname{NB}(\beta_{np}, \theta^b_p) +
         (1 - \pi_{np}) \operatorname{NB}(\alpha_{np} \beta_{np}, \theta^f_p)
 
     Genes are as in :class:`SCVAE`. The count of a protein is background, antibody that binds everywhere, or foreground,

@@ -1,10 +1,11 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from posterior_draws import moments_of
+import torch
+from posterior_draws import draws_of, moments_of
 
-from scvae_ext.analysis import GroupMoments
+from scvae_ext.analysis import GroupMoments, group_moments
 
 THETA = 3.0
 
@@ -116,3 +117,44 @@ def test_a_single_cell_has_no_variance():
     moments = moments_of(counts, np.full((3, 2), 0.5), [0, 1, 1])
     assert np.isnan(moments.variance[0]).all()
     assert np.isfinite(moments.variance[1]).all()
+
+
+def test_a_factor_that_all_genes_of_a_group_share_is_taken_out():
+    """One group has half as much of everything as the model says, and then twice as much of one gene of six."""
+    rng = np.random.default_rng(4)
+    expression = np.full((2000, 6), 1 / 6)
+    group = np.arange(2000) % 2
+    depth = 600.0
+    rate = depth * expression * np.where(group == 0, 0.5, 1.0)[:, None]
+    rate[group == 0, 3] *= 2
+    counts = rng.poisson(rate)
+    draws = draws_of(counts, expression)
+    of_known_depth = (replace(chunk, depth=torch.full((len(counts), 1), depth)) for chunk in draws)
+    moments = group_moments(of_known_depth, group, 2, 6)
+    factor = np.array([1.0, 1.0, 1.0, 2.0, 1.0, 1.0])
+    np.testing.assert_allclose(moments.mean[0] * 6, factor * 0.5, rtol=0.01)
+    without = moments.without_common_factor()
+    np.testing.assert_allclose(without.mean[0] * 6, factor, rtol=0.01)
+    np.testing.assert_allclose(without.mean[1] * 6, 1.0, rtol=0.01)
+    # In proportion to the means, errors are what they were.
+    np.testing.assert_allclose(without.variance / without.mean**2, moments.variance / moments.mean**2, rtol=1e-9)
+    few = moments.of_genes(np.arange(6) < 4)
+    np.testing.assert_array_equal(few.without_common_factor().mean, moments.mean[:, :4])
+
+
+def test_cells_without_a_measurement_count_for_nothing(cells):
+    counts, expression = cells
+    measured = np.ones(counts.shape, dtype=bool)
+    measured[10:, 2] = False
+    seen = np.where(measured, counts, 0)
+    draws = (
+        replace(chunk, depth=torch.full((30, 1), 200.0), measured=torch.from_numpy(measured))
+        for chunk in draws_of(seen, expression, THETA)
+    )
+    moments = group_moments(draws, np.zeros(30, int), 1, 5)
+    assert moments.n_measured[0].tolist() == [30, 30, 10, 30, 30]
+    mu = 200 * expression
+    weight = THETA / (THETA + mu)
+    cut = np.minimum(counts, mu + 3 * np.sqrt(mu + mu**2 / THETA) + 1)
+    ratio = (weight * cut)[:10, 2].sum() / (weight * mu)[:10, 2].sum()
+    np.testing.assert_allclose(moments.mean[0, 2], expression[:, 2].mean() * ratio, rtol=1e-5)

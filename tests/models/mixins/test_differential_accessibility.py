@@ -85,13 +85,19 @@ def table(model):
 
 @pytest.mark.slow
 class TestAgainstTruth:
-    def test_finds_what_differs_and_little_else(self, model, table):
-        changed = set(model.adata.uns["changed"])
-        assert len(flagged(table) & changed) >= N_CHANGED - 1
-        assert len(flagged(table) - changed) <= 2
-        change = table.loc[model.adata.uns["changed"], "lfc_mean"]
-        assert (change[::2] < 0).all()
-        assert (change[1::2] > 0).all()
+    def test_finds_what_differs_and_little_else(self):
+        n_false, n_flagged = 0, 0
+        for seed in range(2, 8):
+            adata = set_up(with_halves(seed))
+            found = trained(adata).differential_accessibility(groupby="half", group1="a", group2="b")
+            changed = adata.uns["changed"]
+            assert len(flagged(found) & set(changed)) >= N_CHANGED - 1
+            assert (found.loc[changed[::2], "lfc_mean"] < 0).all()
+            assert (found.loc[changed[1::2], "lfc_mean"] > 0).all()
+            n_false += len(flagged(found) - set(changed))
+            n_flagged += len(flagged(found))
+        # Asked for is 0.05.
+        assert n_false / n_flagged < 0.1
 
     @pytest.mark.parametrize("depth_of_a", [1.0, 0.4])
     def test_fold_changes_are_those_of_the_truth_whatever_the_depth(self, depth_of_a):
@@ -107,7 +113,8 @@ class TestAgainstTruth:
         truth = pd.Series(truth, index=[f"peak_{i}" for i in range(N_PEAKS)])
         np.testing.assert_allclose(table.loc[changed, "lfc_mean"], truth[changed], atol=0.5)
         assert (table.loc[changed, "lfc_mean"] - truth[changed]).mean() == pytest.approx(0.0, abs=0.15)
-        assert len(flagged(table) - set(changed)) <= 2
+        # By the number of peaks in place of the depth it would be thirteen.
+        assert len(flagged(table) - set(changed)) <= 4
         # What was seen alone differs for every peak where one half was sequenced less.
         seen = np.log2(table["emp_prob1"] / table["emp_prob2"])
         assert (seen.drop(changed).mean() < -0.5) == (depth_of_a < 1)
