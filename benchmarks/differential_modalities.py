@@ -120,7 +120,7 @@ def by_scvae_ext(adata: ad.AnnData, kind: str, seed: int, smoke: bool) -> np.nda
         sv.MultiomeVAE.setup_anndata(adata, accessibility_obsm_key="features", peak_names_uns_key="names")
         model = sv.MultiomeVAE(adata, seed=seed)
         model.train(accelerator="cpu", enable_progress_bar=False, **steps)
-        table, flag = model.differential_accessibility(**asked), f"is_da_fdr_{TARGET}"
+        table, flag = model.differential_accessibility(**asked), "is_da_fdr"
     return table.loc[names, flag].to_numpy()
 
 
@@ -139,24 +139,21 @@ def by_scvi_tools(adata: ad.AnnData, kind: str, seed: int, smoke: bool) -> np.nd
             model = scvi.model.TOTALVI(adata)
             model.train(accelerator="cpu", enable_progress_bar=False, default_root_dir=folder, **epochs)
             table = model.differential_expression(**asked, mode="change", delta=0.25)
-            return table.loc[names, f"is_de_fdr_{TARGET}"].to_numpy()
-        both = ad.concat(
-            [
-                ad.AnnData(adata.X, obs=adata.obs, var=pd.DataFrame({"kind": "gene"}, index=adata.var_names)),
-                ad.AnnData(
-                    sp.csr_matrix(adata.obsm["features"], dtype=np.float32),
-                    obs=adata.obs,
-                    var=pd.DataFrame({"kind": "peak"}, index=names),
-                ),
-            ],
-            axis="var",
+            return table.loc[[f"{name}_protein" for name in names], f"is_de_fdr_{TARGET}"].to_numpy()
+        import mudata
+
+        mudata.set_options(pull_on_update=False)
+        obs = adata.obs[["half"]].copy()
+        peaks = ad.AnnData(
+            sp.csr_matrix(adata.obsm["features"], dtype=np.float32), obs=obs[[]].copy(), var=pd.DataFrame(index=names)
         )
-        both.obs = adata.obs
-        scvi.model.MULTIVI.setup_anndata(both)
-        model = scvi.model.MULTIVI(both, n_genes=adata.n_vars, n_regions=len(names))
+        both = mudata.MuData({"rna": ad.AnnData(adata.X.copy(), obs=obs[[]].copy(), var=adata.var[[]]), "atac": peaks})
+        both.obs = both.obs.join(obs)
+        scvi.model.MULTIVI.setup_mudata(both, modalities={"rna_layer": "rna", "atac_layer": "atac"})
+        model = scvi.model.MULTIVI(both)
         model.train(accelerator="cpu", enable_progress_bar=False, default_root_dir=folder, **epochs)
-        table = model.differential_accessibility(both, **asked, mode="change")
-        return table.loc[names, f"is_da_fdr_{TARGET}"].to_numpy()
+        table = model.differential_accessibility(**asked, mode="change")
+        return table.loc[names, "is_da_fdr"].to_numpy(dtype=bool)
 
 
 def _by_wilcoxon(values: np.ndarray, adata: ad.AnnData) -> np.ndarray:

@@ -78,12 +78,29 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--protein-key", metavar="KEY", help="key of obsm with raw counts of surface proteins, to model with the genes"
     )
+    data.add_argument(
+        "--accessibility-key", metavar="KEY", help="key of obsm with accessible peaks, to model with the genes"
+    )
+    data.add_argument("--peak-names-key", metavar="KEY", help="key of uns with the names of the peaks")
     data.add_argument("--size-factor-key", metavar="KEY", help="column of obs with size factors")
     data.add_argument("--categorical-covariate-keys", nargs="+", metavar="KEY", help="further columns of obs")
     data.add_argument("--continuous-covariate-keys", nargs="+", metavar="KEY", help="numeric columns of obs")
     model = fit.add_argument_group("model and training")
     model.add_argument("--gene-likelihood", default="nb", help="nb, zinb, poisson or normal (%(default)s)")
-    model.add_argument("--n-latent", type=int, default=10, help="dimensions of the latent space (%(default)s)")
+    model.add_argument(
+        "--n-latent", type=int, help="dimensions of the latent space (10 by default, 20 with proteins or peaks)"
+    )
+    model.add_argument(
+        "--predict-labels",
+        action="store_true",
+        help="learn from the cells that have a label in --labels-key, and predict those of all cells",
+    )
+    model.add_argument(
+        "--unlabeled-category",
+        default="Unknown",
+        metavar="NAME",
+        help="value in --labels-key of cells without a label, beside missing values (%(default)s)",
+    )
     model.add_argument("--max-epochs", type=int, help="passes over the cells (chosen from the data by default)")
     model.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
     results = fit.add_argument_group("results")

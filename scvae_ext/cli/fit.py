@@ -9,8 +9,8 @@ import anndata as ad
 from matplotlib.backend_bases import FigureCanvasBase
 
 from scvae_ext.cli.files import UserError, check_writable, replacing
-from scvae_ext.cli.quality import add_clusters, agreement, draw, held_out_elbo
-from scvae_ext.models import SCVAE, CiteVAE
+from scvae_ext.cli.quality import CountModel, add_clusters, agreement, draw, held_out_elbo
+from scvae_ext.models import SCVAE, CiteVAE, MultiomeVAE, SemiSupervisedVAE
 from scvae_ext.models.saving import check_folder
 from scvae_ext.train import TrainingDivergedError
 
@@ -30,6 +30,7 @@ def fit(options: argparse.Namespace) -> None:
     UserError
         If a file, a key or a value is not what it has to be.
     """
+    _check_model(options)
     colors = _check_outputs(options)
     adata = _read(options.file)
     if unknown := [key for key in colors if key not in adata.obs and key not in adata.var_names]:
@@ -43,9 +44,13 @@ def fit(options: argparse.Namespace) -> None:
     if isinstance(model, CiteVAE):
         model.get_protein_expression()
         model.get_protein_foreground_probability()
+    if isinstance(model, SemiSupervisedVAE):
+        model.predict()
+        probability = adata.obs["scvae_label_probability"].mean()
+        print(f'labels of {adata.n_obs:,} cells are in obs["scvae_label"], right with {probability:.0%} on average')
     print(held_out_elbo(model))
 
-    if options.labels_key or options.figure:
+    if options.figure or (options.labels_key and not options.predict_labels):
         _clusters(adata, options, colors)
     with replacing(options.out) as temporary:
         adata.write_h5ad(temporary)
@@ -55,8 +60,8 @@ def fit(options: argparse.Namespace) -> None:
     print(f"wrote {' and '.join(written)}")
 
 
-def _model(adata: ad.AnnData, options: argparse.Namespace) -> SCVAE | CiteVAE:
-    """Set up the file, and build the model of its genes, or of genes and proteins."""
+def _model(adata: ad.AnnData, options: argparse.Namespace) -> CountModel:
+    """Set up the file, and build the model of its genes, with proteins, peaks or labels where they are named."""
     keys = {
         name: getattr(options, name)
         for name in (
@@ -68,12 +73,40 @@ def _model(adata: ad.AnnData, options: argparse.Namespace) -> SCVAE | CiteVAE:
             "continuous_covariate_keys",
         )
     }
-    chosen = {name: getattr(options, name) for name in ("n_latent", "gene_likelihood", "seed")}
-    if options.protein_key is None:
-        SCVAE.setup_anndata(adata, **keys)
-        return SCVAE(adata, **chosen)
-    CiteVAE.setup_anndata(adata, **keys, protein_expression_obsm_key=options.protein_key)
-    return CiteVAE(adata, **chosen)
+    chosen = {name: getattr(options, name) for name in ("gene_likelihood", "seed")}
+    if options.n_latent is not None:
+        chosen["n_latent"] = options.n_latent
+    if options.protein_key is not None:
+        CiteVAE.setup_anndata(adata, **keys, protein_expression_obsm_key=options.protein_key)
+        return CiteVAE(adata, **chosen)
+    if options.accessibility_key is not None:
+        peaks = {
+            "accessibility_obsm_key": options.accessibility_key,
+            "peak_names_uns_key": options.peak_names_key,
+        }
+        MultiomeVAE.setup_anndata(adata, **keys, **peaks)
+        return MultiomeVAE(adata, **chosen)
+    if options.predict_labels:
+        SemiSupervisedVAE.setup_anndata(adata, **keys, unlabeled_category=options.unlabeled_category)
+        return SemiSupervisedVAE(adata, **chosen)
+    SCVAE.setup_anndata(adata, **keys)
+    return SCVAE(adata, **chosen)
+
+
+def _check_model(options: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    kinds = {
+        "--protein-key": options.protein_key,
+        "--accessibility-key": options.accessibility_key,
+        "--predict-labels": options.predict_labels or None,
+    }
+    named = [option for option, value in kinds.items() if value is not None]
+    if len(named) > 1:
+        raise UserError(f"{' and '.join(named)} ask for different models; give one of them.")
+    if options.predict_labels and options.labels_key is None:
+        raise UserError("--predict-labels needs --labels-key KEY, the column with the labels that are known.")
+    if options.peak_names_key is not None and options.accessibility_key is None:
+        raise UserError("--peak-names-key names the peaks of --accessibility-key, which is missing.")
 
 
 def _check_outputs(options: argparse.Namespace) -> list[str]:
@@ -118,10 +151,12 @@ def _one_line() -> Iterator[None]:
 
 
 def _clusters(adata: ad.AnnData, options: argparse.Namespace, colors: Sequence[str]) -> None:
-    add_clusters(adata, "X_scvae", options.seed, options.labels_key)
-    if options.labels_key:
-        ari, nmi = agreement(adata, options.labels_key, "X_scvae_leiden")
-        where = f"Leiden clusters (at the best of 20 resolutions) against {options.labels_key}"
+    # Labels that the model learned from are no check of its clusters.
+    known = None if options.predict_labels else options.labels_key
+    add_clusters(adata, "X_scvae", options.seed, known)
+    if known:
+        ari, nmi = agreement(adata, known, "X_scvae_leiden")
+        where = f"Leiden clusters (at the best of 20 resolutions) against {known}"
         print(f"{where}: ARI {ari:.2f}, NMI {nmi:.2f}")
     if options.figure:
         draw(adata, colors, {"X_scvae_umap": "scVAE latent space"}, options.figure)

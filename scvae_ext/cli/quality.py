@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import anndata as ad
 import matplotlib.pyplot as plt
@@ -10,13 +11,15 @@ import scanpy as sc
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from scvae_ext.cli.files import replacing
-from scvae_ext.models import SCVAE, CiteVAE
+from scvae_ext.models import SCVAE, CiteVAE, MultiomeVAE, SemiSupervisedVAE
 from scvae_ext.pl import embedding_comparison
 
-__all__ = ["add_clusters", "add_pca", "agreement", "draw", "held_out_elbo"]
+__all__ = ["CountModel", "add_clusters", "add_pca", "agreement", "draw", "held_out_elbo"]
+
+CountModel: TypeAlias = SCVAE | CiteVAE | MultiomeVAE | SemiSupervisedVAE
 
 
-def held_out_elbo(model: SCVAE | CiteVAE) -> str:
+def held_out_elbo(model: CountModel) -> str:
     """Return a line that tells the ELBO of the cells that the model was not trained on.
 
     Parameters

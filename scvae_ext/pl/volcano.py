@@ -49,7 +49,7 @@ def volcano(
         If the table is not one of mode ``"change"``, or the group is missing or unknown.
     """
     table = _one_comparison(result, group)
-    flag = next((str(column) for column in table if re.match("is_d[ea]_fdr_", str(column))), None)
+    flag = next((str(column) for column in table if re.match("is_d[ea]_fdr", str(column))), None)
     if flag is None or "lfc_mean" not in table:
         raise ValueError('volcano draws tables of differential_expression(mode="change"); this one has no lfc_mean.')
     table = table[table["lfc_mean"].notna()]  # what was not measured in both groups
@@ -57,6 +57,8 @@ def volcano(
     height = -np.log10(np.maximum(1 - table["prob_da" if "prob_da" in table else "proba_de"].to_numpy(), _SMALLEST))
     flagged = table[flag].to_numpy(dtype=bool)
     delta = float(table["delta"].iloc[0])
+    target = flag.removeprefix("is_de_fdr_")
+    rate = "" if target == flag else f" (FDR {target})"
     figure, axes = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
     for chosen, color, label in (
         (~flagged, _NEITHER, "not flagged"),
@@ -80,8 +82,7 @@ def volcano(
         ylim=(-0.03 * top, 1.62 * top),
         xlabel=r"$\log_2$ fold change (posterior mean)",
         ylabel=r"$-\log_{10}$ probability of no difference",
-        title=f"{table['comparison'].iloc[0]}: {np.count_nonzero(flagged)} of {len(table)} differ "
-        f"(FDR {flag.rpartition('_')[2]})",
+        title=f"{table['comparison'].iloc[0]}: {np.count_nonzero(flagged)} of {len(table)} differ{rate}",
     )
     axes.set_yticks([tick for tick in MaxNLocator(6, integer=True).tick_values(0, top) if tick <= top])
     axes.title.set_fontsize(10.5)

@@ -2,7 +2,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from scvae_ext import CiteVAE
+from scvae_ext import CiteVAE, MultiomeVAE
 from scvae_ext.cli import main
 from scvae_ext.datasets import synthetic_counts
 
@@ -55,6 +55,39 @@ def test_proteins_are_modelled_where_they_are_named(tmp_path, capsys):
     assert CiteVAE.load(tmp_path / "model", after).protein_names == list(after.obsm["scvae_protein"])
     message = _error(capsys, tmp_path / "counts.h5ad", "--protein-key", "proteins", "--out", tmp_path / "other.h5ad")
     assert "Did you mean 'protein'" in message
+
+
+def test_peaks_are_modelled_where_they_are_named(tmp_path, capsys):
+    adata = synthetic_counts(n_cells=150, n_genes=40, n_peaks=25, seed=1)
+    adata.write_h5ad(tmp_path / "counts.h5ad")
+    words = [tmp_path / "counts.h5ad", "--accessibility-key", "accessibility", "--peak-names-key", "peaks"]
+    words += ["--max-epochs", 2, "--out", tmp_path / "out.h5ad", "--save-model", tmp_path / "model"]
+    assert main(["fit", *map(str, words)]) == 0
+    after = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert after.obsm["X_scvae"].shape == (150, 20)
+    assert MultiomeVAE.load(tmp_path / "model", after).peak_names == list(after.uns["peaks"])
+    other = [tmp_path / "counts.h5ad", "--out", tmp_path / "other.h5ad"]
+    assert "--peak-names-key names the peaks of" in _error(capsys, *other, "--peak-names-key", "peaks")
+    both = _error(capsys, *other, "--accessibility-key", "accessibility", "--protein-key", "protein")
+    assert "--protein-key and --accessibility-key ask for different models" in both
+
+
+def test_labels_are_predicted_where_asked(tmp_path, capsys):
+    adata = synthetic_counts(n_cells=240, n_genes=60, n_types=3, seed=0)
+    adata.obs["known"] = adata.obs["cell_type"].astype(str)
+    adata.obs.loc[adata.obs_names[::2], "known"] = "to be found"
+    adata.write_h5ad(tmp_path / "counts.h5ad")
+    words = [tmp_path / "counts.h5ad", "--labels-key", "known", "--predict-labels", "--out", tmp_path / "out.h5ad"]
+    words += ["--unlabeled-category", "to be found", "--figure", tmp_path / "figure.png", "--color", "cell_type"]
+    assert main(["fit", *map(str, words)]) == 0
+    printed = capsys.readouterr().out
+    assert 'labels of 240 cells are in obs["scvae_label"]' in printed
+    assert "Leiden" not in printed
+    after = ad.read_h5ad(tmp_path / "out.h5ad")
+    hidden = after.obs["known"] == "to be found"
+    assert (after.obs["scvae_label"].astype(str) == after.obs["cell_type"].astype(str))[hidden].mean() > 0.9
+    other = [tmp_path / "counts.h5ad", "--out", tmp_path / "other.h5ad"]
+    assert "needs --labels-key KEY" in _error(capsys, *other, "--predict-labels")
 
 
 def test_the_seed_decides_everything(counts, tmp_path):

@@ -78,7 +78,7 @@ class DifferentialAccessibilityMixin(GroupComparison):
             Peaks of each comparison by descending probability. Named as in MultiVI: ``prob_da``, ``bayes_factor``,
             ``est_prob1`` and ``est_prob2`` (accessibility of the groups at the mean depth), ``effect_size`` (the
             second less the first), ``emp_prob1`` and ``emp_prob2`` (share of cells found accessible), ``emp_effect``
-            and ``is_da_fdr_0.05``; as in :meth:`differential_expression` ``delta``, ``lfc_mean``, ``lfc_median``,
+            and ``is_da_fdr``; as in :meth:`differential_expression` ``delta``, ``lfc_mean``, ``lfc_median``,
             ``lfc_std``, ``lfc_min``, ``lfc_max`` (log2 fold change of group one over group two), ``expected_fdr``,
             ``comparison``, ``group1`` and ``group2``.
 
@@ -126,7 +126,7 @@ def _named_as_in_multivi(table: pd.DataFrame) -> pd.DataFrame:
         "scale2": "est_prob2",
         "non_zeros_proportion1": "emp_prob1",
         "non_zeros_proportion2": "emp_prob2",
-        flag: flag.replace("is_de", "is_da"),
+        flag: "is_da_fdr",
     }
     dropped = [f"{name}{side}" for name in ("raw_mean", "raw_normalized_mean") for side in (1, 2)]
     named = table.drop(columns=["proba_not_de", *dropped]).rename(columns=names)

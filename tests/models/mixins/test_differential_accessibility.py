@@ -29,7 +29,7 @@ COLUMNS = [
     "lfc_min",
     "lfc_max",
     "expected_fdr",
-    "is_da_fdr_0.05",
+    "is_da_fdr",
     "comparison",
     "group1",
     "group2",
@@ -70,7 +70,7 @@ def trained(adata, **options):
 
 
 def flagged(table):
-    return set(table.index[table["is_da_fdr_0.05"]])
+    return set(table.index[table["is_da_fdr"]])
 
 
 @pytest.fixture(scope="module")
