@@ -57,7 +57,9 @@ class DifferentialProteinMixin(GroupComparison):
         because they are larger for example, and background, which stands where the library size does for genes, takes
         that out. Of a protein that few cells have the fold change is small, as background is most of its counts.
 
-        Cells in whose batch a protein was not measured say nothing about how much of it there is.
+        What the median protein of a group has more than the model expects is taken for such a difference as well, where
+        there are five proteins at least. Cells in whose batch a protein was not measured say nothing about how much of
+        it there is; one that was measured in none of ``batchid1`` is compared in the batches in which it was.
 
         Parameters
         ----------
