@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -87,10 +88,14 @@ class ChangeOptions:
         for name, value in [("fdr_target", self.fdr_target), *(("cred_interval_lvls", each) for each in self.levels)]:
             if not 0 < value < 1:
                 raise ValueError(f"{name}={value!r} must lie between 0 and 1, as 0.05 does.")
-        if self.delta is not None and not 0 <= self.delta < np.inf:
+        if self.delta is not None and not _is_size(self.delta):
             raise ValueError(
                 f"delta={self.delta!r} must be a log2 fold change: 0 for any difference, or None to choose it."
             )
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, Real) and 0 <= float(value) < np.inf
 
 
 def compare_groups(

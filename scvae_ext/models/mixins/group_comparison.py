@@ -40,9 +40,16 @@ class GroupComparison(VAEModel):
     ) -> dict[str, pd.DataFrame]:
         """Return a table for each group, one row a protein or peak; cells of which none was measured are left out."""
         in_batch = np.asarray(measured.any(axis=1))
-        groups, units = asked.units(in_pandas(adata.obs), in_batch[cells.source.batch.numpy()])
-        with evaluating(self.module):
-            tables = compare_groups(draw, len(names), cells, groups, units, options)
+        usable = in_batch[cells.source.batch.numpy()]
+        groups, units = asked.units(in_pandas(adata.obs), usable)
+        try:
+            with evaluating(self.module):
+                tables = compare_groups(draw, len(names), cells, groups, units, options)
+        except ValueError as error:
+            if usable.all():
+                raise
+            left_out = f"{np.count_nonzero(~usable)} cells in whose batch no {what} was measured are left out."
+            raise ValueError(f"{error} {left_out}") from error
         tables = {group: table.set_axis(list(names)) for group, table in tables.items()}
         warn_of_unmeasured(tables, what)
         return tables

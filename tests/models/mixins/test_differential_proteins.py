@@ -188,6 +188,7 @@ def test_without_a_common_protein_there_is_an_error():
         ({"groupby": "halves"}, "half"),
         ({"batchid1": ["batch_0"]}, "batch_correction=True"),
         ({"delta": -1.0}, "delta"),
+        ({"delta": "any"}, "delta='any' must be a log2 fold change"),
         ({"fdr_target": 2.0}, "fdr_target"),
     ],
 )
