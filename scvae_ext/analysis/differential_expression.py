@@ -175,9 +175,9 @@ def measured_in_both(
     sides = [comparison.one, comparison.two]
     if sample is not None:
         sides = [side & (sample == each) for side in sides for each in np.unique(sample[side])]
-    merged = moments.merge(np.stack(sides).astype(np.float64))
-    fewest = np.minimum(FEWEST_CELLS, merged.n_cells)[:, None]
-    measured: Bool[np.ndarray, genes] = (merged.n_measured >= fewest).all(0)
+    membership = np.stack(sides).astype(np.float64)
+    fewest = np.minimum(FEWEST_CELLS, membership @ moments.n_cells)
+    measured: Bool[np.ndarray, genes] = (membership @ moments.n_measured >= fewest[:, None]).all(0)
     return measured
 
 
