@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -52,6 +53,17 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def limited(self, n_entries: int) -> Self:
+        """Return the same cells in minibatches small enough that all of their values fit into memory.
+
+        Parameters
+        ----------
+        n_entries
+            Values of a cell that are held at once.
+        """
+        most = max(1, MAX_ENTRIES // max(1, n_entries))
+        return replace(self, batch_size=min(self.batch_size or BATCH_SIZE, most))
 
     def samples_at_once(self, n_cells: int, n_samples: int) -> list[int]:
         """Split samples so that (samples, cells, genes) fits into memory.

@@ -1,7 +1,6 @@
 """Draws of proteins and of accessible peaks from a trained model, as analyses of groups take them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from scvae_ext.analysis import PosteriorDraws
 from scvae_ext.minibatch import SparseCounts
-from scvae_ext.models.cells import BATCH_SIZE, MAX_ENTRIES, Cells, shared_noise
+from scvae_ext.models.cells import Cells, shared_noise
 from scvae_ext.models.protein_inference import weighted_batches
 from scvae_ext.modules import VAE
 
@@ -38,13 +37,9 @@ def protein_draws(
     modality = module.proteins
     assert modality is not None
     noise = shared_noise(n_samples, module.encoder.mean.out_features, seed, cells.device)
-    for rows, minibatch in _limited(cells, n_samples * modality.n_proteins):
+    for rows, minibatch in cells.limited(n_samples * modality.n_proteins):
         qz = module.encode(minibatch).qz
         sample = qz.loc + qz.scale * noise
-
-        def expressed(batch: Tensor) -> Tensor:
-            px = modality.decode(module.decode_hidden(sample, minibatch, batch), batch)  # noqa: B023
-            return px.mean / px.first.mean if per_background else px.mean
 
         px = modality.decode(module.decode_hidden(sample, minibatch), minibatch.batch)
         # One depth for all draws of a cell; what draws differ by is theirs.
@@ -53,7 +48,9 @@ def protein_draws(
         measured = modality.measured[minibatch.batch]
         expression = torch.zeros_like(px.mean)
         for batch, weight in weighted_batches(modality.measured, minibatch, batches):
-            expression += weight * expressed(batch)
+            own = batch is minibatch.batch
+            there = px if own else modality.decode(module.decode_hidden(sample, minibatch, batch), batch)
+            expression += weight * (there.mean / there.first.mean if per_background else there.mean)
         assert minibatch.proteins is not None
         yield PosteriorDraws(
             rows,
@@ -83,7 +80,7 @@ def peak_draws(
     modality = module.accessibility
     assert modality is not None
     noise = shared_noise(n_samples, module.encoder.mean.out_features, seed, cells.device)
-    for rows, minibatch in _limited(cells, n_samples * modality.n_peaks):
+    for rows, minibatch in cells.limited(n_samples * modality.n_peaks):
         qz = module.encode(minibatch).qz
         sample = qz.loc + qz.scale * noise
 
@@ -98,7 +95,7 @@ def peak_draws(
         fitted = _probability(observed + _matching_log_depth(observed, minibatch.peaks.n_accessible).unsqueeze(-1))
         expression = torch.zeros_like(fitted)
         for batch, weight in weighted_batches(modality.measured.unsqueeze(-1), minibatch, batches):
-            expression += weight * _probability(log_rate(batch))
+            expression += weight * _probability(observed if batch is minibatch.batch else log_rate(batch))
         accessible = SparseCounts.of_peaks(minibatch.peaks)
         accessible = accessible.with_values(accessible.values.to(fitted.dtype))
         yield PosteriorDraws(rows, expression, fitted, accessible, one.unsqueeze(-1), None)
@@ -117,13 +114,7 @@ def _matching_log_depth(
     log_depth = torch.log(observed / _probability(log_rate).sum(-1))
     for _ in range(N_NEWTON):
         rate = (log_rate + log_depth.unsqueeze(-1)).exp()
-        missing = observed + torch.expm1(-rate).sum(-1)
-        slope = (rate * torch.exp(-rate)).sum(-1)
-        log_depth = log_depth + (missing / slope).clamp(-1.0, 1.0)
+        probability = -torch.expm1(-rate)
+        slope = (rate * (1 - probability)).sum(-1)
+        log_depth = log_depth + ((observed - probability.sum(-1)) / slope).clamp(-1.0, 1.0)
     return log_depth
-
-
-def _limited(cells: Cells, n_entries: int) -> Cells:
-    """Return the cells in minibatches of which all draws fit into memory, ``n_entries`` of a cell."""
-    most = max(1, MAX_ENTRIES // max(1, n_entries))
-    return replace(cells, batch_size=min(cells.batch_size or BATCH_SIZE, most))

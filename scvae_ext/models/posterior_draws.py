@@ -1,7 +1,6 @@
 """Draws of normalized expression from a trained model, as analyses take them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from scvae_ext.analysis import PosteriorDraws
 from scvae_ext.likelihoods import NegativeBinomialLikelihood, ZeroInflatedNegativeBinomialLikelihood
 from scvae_ext.minibatch import Minibatch, SparseCounts
-from scvae_ext.models.cells import BATCH_SIZE, MAX_ENTRIES, Cells, shared_noise, target_batches
+from scvae_ext.models.cells import Cells, shared_noise, target_batches
 from scvae_ext.models.other_genes import OtherGenes
 from scvae_ext.modules import VAE
 
@@ -48,8 +47,7 @@ def posterior_draws(
     noise = shared_noise(n_samples, n_latent, seed, cells.device)
     generator = torch.Generator(cells.device).manual_seed(seed)
     n_genes = cells.source.n_genes + (0 if others is None else len(others.names))
-    most = max(1, MAX_ENTRIES // (n_samples * n_genes))
-    for rows, minibatch in replace(cells, batch_size=min(cells.batch_size or BATCH_SIZE, most)):
+    for rows, minibatch in cells.limited(n_samples * n_genes):
         posterior = module.encode(minibatch)
         if independent:
             shape = (n_samples, minibatch.n_cells, n_latent)

@@ -58,6 +58,6 @@ def test_independent_draws_differ_between_cells_and_come_from_the_posterior(mode
 
 
 def test_many_samples_are_drawn_for_fewer_cells_at_once(model, monkeypatch):
-    monkeypatch.setattr("scvae_ext.models.posterior_draws.MAX_ENTRIES", 30 * 10 * 4)
+    monkeypatch.setattr("scvae_ext.models.cells.MAX_ENTRIES", 30 * 10 * 4)
     chunks = _draws(model, n_samples=10, batch_size=None)
     assert {len(chunk.depth) for chunk in chunks} == {4}
