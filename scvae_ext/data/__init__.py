@@ -3,6 +3,7 @@
 from scvae_ext.data.alignment import align
 from scvae_ext.data.datasets import pbmc68k_reduced
 from scvae_ext.data.loading import BlockReader, CellSource
+from scvae_ext.data.new_batches import add_batches, keep_shared_genes
 from scvae_ext.data.provenance import make_actual, read_registry, read_uns, record_result, write_registry
 from scvae_ext.data.registry import CategoricalCovariate, ContinuousCovariate, Registry
 from scvae_ext.data.setup import setup_anndata
@@ -19,7 +20,9 @@ __all__ = [
     "Entry",
     "Registry",
     "TrainingBlocks",
+    "add_batches",
     "align",
+    "keep_shared_genes",
     "make_actual",
     "pbmc68k_reduced",
     "read_registry",

@@ -18,7 +18,7 @@ from scvae_ext.data.provenance import make_actual, write_registry
 from scvae_ext.data.registry import CategoricalCovariate, ContinuousCovariate, Registry
 from scvae_ext.data.validation import CountFacts, scan_counts
 
-__all__ = ["require_filled_cells", "setup_anndata"]
+__all__ = ["register_batches", "require_filled_cells", "setup_anndata"]
 
 
 def setup_anndata(
@@ -83,7 +83,7 @@ def setup_anndata(
     categorical_keys = _as_list(categorical_covariate_keys, "categorical_covariate_keys")
     continuous_keys = _as_list(continuous_covariate_keys, "continuous_covariate_keys")
     _require_distinct([batch_key, labels_key, size_factor_key, *categorical_keys, *continuous_keys])
-    batches = () if batch_key is None else _batches(adata, batch_key)
+    batches = () if batch_key is None else register_batches(adata, batch_key)
     labels: tuple[str, ...] = ()
     if labels_key is not None and unlabeled_category is not None:
         labels = register_labels(adata, labels_key, unlabeled_category)
@@ -180,7 +180,21 @@ def _require_distinct(keys: list[str | None]) -> None:
         raise ValueError(f"the columns {shorten(repeated)} of adata.obs are named more than once. Name each only once.")
 
 
-def _batches(adata: AnnData, key: str) -> tuple[str, ...]:
+def register_batches(adata: AnnData, key: str) -> tuple[str, ...]:
+    """Return the names of the batches that occur.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes.
+    key
+        Column of ``adata.obs``.
+
+    Raises
+    ------
+    ValueError
+        If the column cannot be used, or a batch has a single cell.
+    """
     codes, names = CategoricalObs(key, "batch_key").register(adata)
     n_cells = np.bincount(codes, minlength=len(names))
     single = [name for name, n in zip(names, n_cells, strict=True) if n == 1]

@@ -45,12 +45,14 @@ class _Section:
 
 
 def _compare_likelihoods(model: SCVAE, seed: int) -> Any:
+    model._require_whole_data()
     own = ("gene_likelihood", "zero_inflation", "zero_inflation_prior")
     others = {name: value for name, value in model._options.items() if name not in own}
     return compare_likelihoods(model.adata, model_options=others, enable_progress_bar=False, seed=seed)
 
 
 def _compare_autoencoder(model: SCVAE, seed: int) -> Any:
+    model._require_whole_data()
     return compare_autoencoder(model.adata, model_options=model._options, enable_progress_bar=False, seed=seed)
 
 
@@ -173,6 +175,10 @@ def report(
         raise FileExistsError(f"{path} exists: choose another name, or pass overwrite=True.")
     if not model.is_trained:
         raise RuntimeError("The model has not been trained: call model.train() first, or SCVAE.load.")
+    if model.history.empty:
+        raise RuntimeError(
+            "Nothing was trained since the model was mapped onto its reference: call model.train() first."
+        )
     n_cells = model.adata.n_obs
     answers = [_answer(known[name], model, seed) for name in chosen]
     page = Template(PAGE.read_text(encoding="utf-8")).substitute(

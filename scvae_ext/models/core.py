@@ -77,10 +77,14 @@ class ModelCore(ABC):
 
     def _sibling(self, adata: AnnData, options: Mapping[str, Any], seed: int) -> Self:
         """Return an untrained model of the same kind and registry, however the AnnData may have been set up since."""
+        self._require_whole_data()
         sibling = type(self).__new__(type(self))
         sibling._build(self.registry, options, seed)
         sibling.adata = adata
         return sibling
+
+    def _require_whole_data(self) -> None:
+        """Raise where the model was not learned from its AnnData alone, so that no other can be trained like it."""
 
     @abstractmethod
     def _make_module(self, registry: Registry, options: Mapping[str, Any]) -> "VAE | DeterministicAutoencoder":

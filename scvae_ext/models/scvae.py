@@ -20,6 +20,7 @@ from scvae_ext.models.mixins import (
     ExpressionMixin,
     GenerationMixin,
     LatentMixin,
+    ReferenceMixin,
     SamplingMixin,
     ScoresMixin,
     UncertaintyMixin,
@@ -43,6 +44,7 @@ class SCVAE(
     SamplingMixin,
     GenerationMixin,
     ComparisonMixin,
+    ReferenceMixin,
 ):
     r"""Variational autoencoder of counts, with the batch as a covariate of the decoder.
 
@@ -176,7 +178,8 @@ class SCVAE(
         self, run: Callable[[Trainable, TrainingPlan], bool], plan: TrainingPlan, held_out: Cells, history: History
     ) -> None:
         """Train on with residual factors, and keep those that held-out cells are better described with."""
-        if not self._residual_rank or self.module.residual_rank or self._residual_test is not None:
+        is_done = self._residual_test is not None or self._n_reference_batches is not None
+        if not self._residual_rank or self.module.residual_rank or is_done:
             return
         base, n_rows, last_step = self.module, len(history.rows), history.last("step")
         finished = False
@@ -210,10 +213,14 @@ class SCVAE(
 
     @override
     def _described(self) -> dict[str, Any]:
-        return {"residual_test": None if self._residual_test is None else self._residual_test.to_dict()}
+        return {
+            **super()._described(),
+            "residual_test": None if self._residual_test is None else self._residual_test.to_dict(),
+        }
 
     @override
     def _restore(self, description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        super()._restore(description, weights)
         test = description.get("residual_test")
         self._residual_test = None if test is None else FactorTest.from_dict(test)
         n_factors = len(weights["encoder.mean.bias"]) - self.module.n_latent

@@ -27,6 +27,7 @@ from scvae_ext.models.mixins import (
     GenerationMixin,
     LabelMixin,
     LatentMixin,
+    ReferenceMixin,
     SamplingMixin,
     ScoresMixin,
     UncertaintyMixin,
@@ -50,6 +51,7 @@ class SemiSupervisedVAE(
     SamplingMixin,
     GenerationMixin,
     ComparisonMixin,
+    ReferenceMixin,
 ):
     r"""Variational autoencoder of counts whose latent space tells labels apart, learned from cells that have one.
 
@@ -212,7 +214,8 @@ class SemiSupervisedVAE(
                 f'objective="iwae" counts a label once, but label_weight={weight!r}: build the model with '
                 "label_weight=1."
             )
-        if (self._own_source().label >= len(self.label_names)).all():
+        is_mapped = self._n_reference_batches is not None
+        if not is_mapped and (self._own_source().label >= len(self.label_names)).all():
             raise ValueError(
                 f"No cell of the model's AnnData has a label any more in adata.obs[{self.registry.labels_key!r}]: put "
                 "the labels back, or run setup_anndata and build the model again."

@@ -24,7 +24,7 @@ from scvae_ext.models.defaults import (
 )
 from scvae_ext.models.options import plan_options, true_or_false, whole_number
 from scvae_ext.models.query import select_cells
-from scvae_ext.modules import Bound, Trainable
+from scvae_ext.modules import Bound, KeptReference, Trainable
 from scvae_ext.train import TrainingPlan
 
 if TYPE_CHECKING:
@@ -173,10 +173,11 @@ class TrainingMixin(ModelCore):
         max_steps = self._planned_steps(train, batch_size, n_processes, max_epochs, max_steps)
         options = {
             "learning_rate": learning_rate,
-            "weight_decay": default_weight_decay(len(train)) if weight_decay is None else weight_decay,
+            "weight_decay": weight_decay,
             "max_kl_weight": max_kl_weight,
             **plan_options(plan_kwargs or {}),
         }
+        options["weight_decay"] = self._weight_decay(options["weight_decay"], len(train))
         plan = TrainingPlan(
             max_steps=max_steps,
             batch_size=batch_size,
@@ -200,23 +201,28 @@ class TrainingMixin(ModelCore):
         self._is_interrupted = False
         self._training_seed = seed
         self.train_indices, self.validation_indices, self.test_indices = split
-        if not self.is_trained:
+        if not self._is_begun:
             self._initialise(source, train)
 
         def run(trainable: Trainable, plan: TrainingPlan) -> bool:
-            interrupted: bool = fit(
-                trainable,
-                source,
-                train,
-                validation,
-                plan,
-                seed=seed,
-                history=history,
-                callbacks=callbacks,
-                progress_bar=enable_progress_bar,
-                trainer_options=trainer_options,
-                datamodule=datamodule,
-            )
+            view = self._view(trainable)
+            try:
+                interrupted: bool = fit(
+                    view,
+                    source,
+                    train,
+                    validation,
+                    plan,
+                    seed=seed,
+                    history=history,
+                    callbacks=callbacks,
+                    progress_bar=enable_progress_bar,
+                    trainer_options=trainer_options,
+                    datamodule=datamodule,
+                )
+            finally:
+                if isinstance(view, KeptReference):
+                    view.release()
             self._is_interrupted |= interrupted
             return interrupted
 
@@ -258,6 +264,19 @@ class TrainingMixin(ModelCore):
 
     def _end_training(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:
         """Do what has to be done however training ended."""
+
+    @property
+    def _is_begun(self) -> bool:
+        """Whether training goes on from an earlier one."""
+        return self.is_trained
+
+    def _weight_decay(self, given: float | None, n_train: int) -> float:
+        """Return the weight decay, where the user gave none that for the number of training cells."""
+        return default_weight_decay(n_train) if given is None else given
+
+    def _view(self, trainable: Trainable) -> Trainable:
+        """Return what is handed to the training loop: all of it, unless some is not to be trained."""
+        return trainable
 
     @abstractmethod
     def _trainable(self, plan: TrainingPlan) -> Trainable:

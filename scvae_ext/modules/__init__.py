@@ -12,9 +12,11 @@ from scvae_ext.modules.bounds import (
 from scvae_ext.modules.dependence import batch_dependence
 from scvae_ext.modules.elbo import elbo, log_importance_weights
 from scvae_ext.modules.hand_derived import HandDerivedElbo
+from scvae_ext.modules.kept_reference import KeptReference, start_gene_shifts
 from scvae_ext.modules.label_prior import LabelPrior
 from scvae_ext.modules.modality import Modality
 from scvae_ext.modules.networks import DecoderKind, LatentDistribution, Networks
+from scvae_ext.modules.new_batches import copy_reference
 from scvae_ext.modules.objectives import BatchPenalised, FreeBitsElbo, ImportanceWeighted, LabelWeighted
 from scvae_ext.modules.outputs import Elbo, Objective, Posterior, SquaredError, VAEOutput
 from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
@@ -38,6 +40,7 @@ __all__ = [
     "HandDerivedElbo",
     "ImportanceWeighted",
     "ImportanceWeightedBound",
+    "KeptReference",
     "LabelPrior",
     "LabelWeighted",
     "LatentDistribution",
@@ -55,9 +58,11 @@ __all__ = [
     "VAEOutput",
     "VampPrior",
     "batch_dependence",
+    "copy_reference",
     "copy_weights",
     "elbo",
     "held_fixed",
     "log_importance_weights",
+    "start_gene_shifts",
     "trainable_bound",
 ]

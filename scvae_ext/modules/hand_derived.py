@@ -74,6 +74,7 @@ class HandDerivedElbo:
             and vae.prior is None
             and vae.library_encoder is None
             and not vae.modalities
+            and not vae.n_shifted_batches
             and vae.latent_distribution == "normal"
             and vae.covariates.embedding is None
             and all(_is_free(parameter) for parameter in vae.parameters())

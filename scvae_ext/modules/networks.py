@@ -73,6 +73,9 @@ class Networks(Trainable):
         r, number of residual factors.
     decoder
         ``"nonlinear"``, a multilayer perceptron, or ``"linear"``: the heads read z and the covariates themselves.
+    n_shifted_batches
+        Number of batches, the last ones, that shift the log mean of each gene by a value of their own, past the hidden
+        layers of a decoder that has some.
     proteins_measured
         For each batch, whether each protein was measured in it; ``None`` for genes alone.
     peaks_measured, n_peaks
@@ -118,6 +121,7 @@ class Networks(Trainable):
         peaks_measured: Sequence[bool] | None = None,
         n_peaks: int | None = None,
         n_known_labels: int | None = None,
+        n_shifted_batches: int = 0,
     ) -> None:
         super().__init__()
         if prior not in get_args(PriorKind):
@@ -132,6 +136,7 @@ class Networks(Trainable):
             raise ValueError(f'decoder={decoder!r} is not known: use "nonlinear" or "linear".')
         self.n_latent = n_latent
         self.residual_rank = residual_rank
+        self.n_shifted_batches = 0 if decoder == "linear" else n_shifted_batches
         self.latent_distribution = latent_distribution
         self.encode_covariates = encode_covariates
         self.covariates = CovariateColumns(n_batches, n_categories, n_continuous, batch_representation)
@@ -175,6 +180,8 @@ class Networks(Trainable):
         if isinstance(self.decoder, LinearDecoder):
             head = self.mean_head
             head.linear = Loadings(head.linear.in_features, n_genes)
+        elif n_shifted_batches:
+            self.mean_head.add_inputs(self.decoder.n_out, n_shifted_batches)
         self.proteins = None if proteins_measured is None else ProteinModality(self.decoder.n_out, proteins_measured)
         self.accessibility: AccessibilityModality | None = None
         if peaks_measured is not None and n_peaks is not None:
@@ -208,7 +215,7 @@ class Networks(Trainable):
         """
         self.likelihood.initialise(statistics)
 
-    def initialise_library(self, library_size: CellValues, batch: CellIndices) -> None:
+    def initialise_library(self, library_size: CellValues, batch: CellIndices, first: int = 0) -> None:
         """Set the prior of each batch's log library size to the mean and variance observed in it.
 
         A batch without training cells gets those of all of them.
@@ -217,11 +224,13 @@ class Networks(Trainable):
         ----------
         library_size, batch
             Total counts and batch of each training cell.
+        first
+            Batches before this one keep the prior that they have.
         """
         if self.library_encoder is None:
             return
         log_size = library_size.log()
-        for row in range(len(self.library_log_means)):
+        for row in range(first, len(self.library_log_means)):
             of_batch = log_size[batch == row] if (batch == row).any() else log_size
             self.library_log_means[row] = of_batch.mean()
             # A batch whose cells all have one size still needs a proper prior.

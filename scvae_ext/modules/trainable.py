@@ -22,6 +22,9 @@ class Trainable(nn.Module, ABC):
         """Return the log density of priors on parameters, in nats for all cells together, if there are any."""
         return None
 
+    def keep_fixed(self) -> None:
+        """Clear gradients of what is not trained; called between the backward pass and the update."""
+
     @abstractmethod
     def objective(self, minibatch: Minibatch, generator: torch.Generator | None = None) -> Objective:
         """Return the objective of each cell.

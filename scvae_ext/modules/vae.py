@@ -67,7 +67,7 @@ class VAE(Networks):
         minibatch: Minibatch,
         batch: CellIndices | None = None,
     ) -> Float[Tensor, "*samples cells hidden"]:
-        """Return the decoder's activations, and behind them the residual factors.
+        """Return the decoder's activations, and behind them columns of shifted batches and the residual factors.
 
         Parameters
         ----------
@@ -79,9 +79,13 @@ class VAE(Networks):
             Batches to use in place of the observed ones.
         """
         hidden: Tensor = self.decoder(self.to_latent(sample), self.covariates(minibatch, batch))
-        if not self.residual_rank:
-            return hidden
-        return torch.cat([hidden, RESIDUAL_SCALE * sample[..., self.n_latent :]], dim=-1)
+        parts = [hidden]
+        if self.n_shifted_batches:
+            shifts = self.covariates.last_batches(minibatch.batch if batch is None else batch, self.n_shifted_batches)
+            parts.append(shifts.to(hidden.dtype).expand(*hidden.shape[:-1], -1))
+        if self.residual_rank:
+            parts.append(RESIDUAL_SCALE * sample[..., self.n_latent :])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def depth(self, minibatch: Minibatch, log_library: Tensor | None) -> Float[Tensor, "*samples cells"]:
         """Return what expression is multiplied with: size factor, latent or observed library size.

@@ -6,7 +6,7 @@ from scvae_ext.nn.encoder import Encoder, LibraryEncoder
 from scvae_ext.nn.hand_derived import PerceptronPass, PosteriorPass, has_hand_derived_pass
 from scvae_ext.nn.heads import RESIDUAL_SCALE, ExpressionHead, LogExpressionHead, MeanHead
 from scvae_ext.nn.linear_decoder import LinearDecoder, Loadings
-from scvae_ext.nn.mlp import MLP, Normalisation
+from scvae_ext.nn.mlp import MLP, Layer, Normalisation
 from scvae_ext.nn.sparse_linear import SparseLinear
 from scvae_ext.nn.zero_inflation import ZeroInflationHead, ZeroInflationKind
 
@@ -19,6 +19,7 @@ __all__ = [
     "DispersionKind",
     "Encoder",
     "ExpressionHead",
+    "Layer",
     "LibraryEncoder",
     "LinearDecoder",
     "Loadings",

@@ -49,6 +49,13 @@ class CovariateColumns(nn.Module):
         )
         n_batch_columns = 0 if n_batches == 1 else embedding_dim if self.embedding is not None else n_batches
         self.n_columns = n_batch_columns + sum(self.n_categories) + n_continuous
+        self._n_continuous = n_continuous
+
+    @property
+    def batch_columns(self) -> slice:
+        """Which of the columns belong to one batch each: none for a single batch, nor for embeddings."""
+        n_batch_columns = 0 if self.n_batches == 1 or self.embedding is not None else self.n_batches
+        return slice(self._n_continuous, self._n_continuous + n_batch_columns)
 
     def forward(self, minibatch: Minibatch, batch: CellIndices | None = None) -> Float[Tensor, "cells covariates"]:
         """Return the columns of each cell.
@@ -71,6 +78,19 @@ class CovariateColumns(nn.Module):
             for category, n in zip(minibatch.categorical_covariates.unbind(1), self.n_categories, strict=True)
         ]
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+
+    def last_batches(self, batch: CellIndices, n: int) -> Float[Tensor, "cells last"]:
+        """Return a column for each of the last few batches, one for its cells and zero for others.
+
+        Parameters
+        ----------
+        batch
+            Batch of each cell.
+        n
+            Number of columns.
+        """
+        last = torch.arange(self.n_batches - n, self.n_batches, device=batch.device)
+        return (batch.unsqueeze(-1) == last).float()
 
 
 def _one_hot(category: CellIndices, n: int, dtype: torch.dtype) -> Float[Tensor, "cells categories"]:

@@ -77,6 +77,8 @@ class TrainingModule(LightningModule):
             {"params": dispersions, "lr_scale": self.plan.dispersion_lr_scale, "weight_decay": 0.0},
             {"params": others, "lr_scale": 1.0, "weight_decay": 0.0},
         ]
+        for group in groups:
+            group["params"] = [value for value in group["params"] if value.requires_grad]
         groups = [group for group in groups if group["params"]]
         return LeanAdamW(groups, lr=self.plan.learning_rate, weight_decay=self.plan.weight_decay)
 
@@ -129,6 +131,7 @@ class TrainingModule(LightningModule):
         # Gradients keep the precision of what they belong to.
         with torch.autocast(self.device.type, enabled=False):
             self.manual_backward(loss)
+        self.module.keep_fixed()
         return objective
 
     def _hand_derived(self) -> HandDerivedElbo | None:

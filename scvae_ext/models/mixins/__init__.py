@@ -10,6 +10,7 @@ from scvae_ext.models.mixins.generation import GenerationMixin
 from scvae_ext.models.mixins.labels import LabelMixin
 from scvae_ext.models.mixins.latent import LatentMixin
 from scvae_ext.models.mixins.proteins import ProteinMixin
+from scvae_ext.models.mixins.reference import ReferenceMixin
 from scvae_ext.models.mixins.sampling import SamplingMixin
 from scvae_ext.models.mixins.scores import ScoresMixin
 from scvae_ext.models.mixins.uncertainty import UncertaintyMixin
@@ -25,6 +26,7 @@ __all__ = [
     "LabelMixin",
     "LatentMixin",
     "ProteinMixin",
+    "ReferenceMixin",
     "SamplingMixin",
     "ScoresMixin",
     "UncertaintyMixin",

@@ -53,6 +53,11 @@ class VAEModel(BaseModel):
                 f"batch_penalty={plan.batch_penalty!r} needs at least two batches, and the model has one: pass "
                 "batch_key=... to setup_anndata, or leave batch_penalty at 0."
             )
+        if plan.batch_penalty and len(self._own_source().batch.unique()) < 2:
+            raise ValueError(
+                f"batch_penalty={plan.batch_penalty!r} needs at least two batches, and all cells to train on are of "
+                "one: leave it at 0."
+            )
         return trainable_bound(self.module, plan.objective, plan.n_samples, plan.free_bits, plan.batch_penalty)
 
     @override

@@ -1,0 +1,183 @@
+"""Cells of new batches, mapped onto a model that was trained on others."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from anndata import AnnData
+from jaxtyping import Int
+from numpy import ndarray
+from torch import Tensor
+from typing_extensions import override
+
+from scvae_ext.data import CellSource, Registry, add_batches, keep_shared_genes
+from scvae_ext.models.cells import BATCH_SIZE
+from scvae_ext.models.mixins.base import VAEModel
+from scvae_ext.models.options import true_or_false
+from scvae_ext.modules import KeptReference, Trainable, copy_reference, start_gene_shifts
+
+__all__ = ["ReferenceMixin"]
+
+
+class ReferenceMixin(VAEModel):
+    """Cells of new batches, mapped onto a model that was trained on others."""
+
+    _n_reference_batches: int | None = None
+
+    @classmethod
+    def load_query_data(
+        cls, adata: AnnData, reference_model: Self | str | Path, *, drop_missing_genes: bool = False
+    ) -> Self:
+        r"""Return a model that knows the batches of new cells beside those of a trained one, which is left as it is.
+
+        What the reference has learned is kept: cells of its batches have the latent representation, expression and
+        ELBO in the new model that they have in the reference, to the last bit. :meth:`train` then trains what belongs
+        to the new batches alone, on ``adata``:
+
+        .. math:: \log \mu_{ng} = \log \ell_n + f_g(z_n, s) + \delta_{gs} - \text{normalisation}, \qquad
+                  q(z_n \mid x_n, s)
+
+        their columns in the layers of decoder :math:`f` and encoder (or their embeddings), dispersions where each batch
+        has its own, and :math:`\delta_{gs} \sim \mathcal N(0, 0.5^2)`, by which each new batch shifts the log mean of
+        each gene. Columns start at the mean over the batches of the reference. Those of the encoder start at zero where
+        the reference has none; before training, the state of a new cell is what the reference makes of its counts.
+
+        Source: Lotfollahi et al., Nature Biotechnology 40, 121 (2022), who train columns; the shifts of genes are added
+        here.
+
+        Parameters
+        ----------
+        adata
+            Cells of at least one batch that the reference does not know, with raw counts and all columns of ``obs``
+            that the reference was set up with. It need not be set up, and is not changed.
+        reference_model
+            A trained model, or the folder of a saved one.
+        drop_missing_genes
+            Whether genes of the reference that ``adata`` lacks are left out of the new model, with a warning, instead
+            of an error. The encoder takes them for genes without counts, and the expression of the others sums to one.
+
+        Returns
+        -------
+        SCVAE or another model with this method
+            Ready for getters, and for :meth:`train`. With ``model.adata = reference_model.adata`` it compares new cells
+            with those of the reference, as in :meth:`get_novelty` and :meth:`get_cell_uncertainty`.
+
+        Raises
+        ------
+        ValueError
+            If ``adata`` has no new batch, lacks genes or columns, or its values cannot be used; if the reference was
+            set up without batches, or represents them by embeddings that a linear decoder reads.
+        RuntimeError
+            If the reference has not been trained.
+
+        Warns
+        -----
+        UserWarning
+            If genes were left out.
+
+        Examples
+        --------
+        >>> import scvae_ext as sv
+        >>> adata = sv.datasets.synthetic_counts(n_cells=300, n_genes=50, n_batches=3)
+        >>> is_new = adata.obs["batch"] == "batch_2"
+        >>> reference, query = adata[~is_new].copy(), adata[is_new].copy()
+        >>> sv.SCVAE.setup_anndata(reference, batch_key="batch")
+        >>> model = sv.SCVAE(reference, n_latent=5)
+        >>> model.train(max_epochs=2, enable_progress_bar=False)
+        >>> mapped = sv.SCVAE.load_query_data(query, model)
+        >>> mapped.train(max_epochs=2, enable_progress_bar=False)
+        >>> mapped.get_latent_representation().shape
+        (100, 5)
+        """
+        reference = cls.load(reference_model) if isinstance(reference_model, str | Path) else reference_model
+        if type(reference) is not cls:
+            name = type(reference).__name__
+            raise ValueError(f"reference_model is a {name}, not a {cls.__name__}: call {name}.load_query_data.")
+        reference._require_trained()
+        known = reference.registry
+        registry, genes = keep_shared_genes(
+            adata, add_batches(adata, known), drop_missing=true_or_false("drop_missing_genes", drop_missing_genes)
+        )
+        model = cls.__new__(cls)
+        model._build(registry, _extended_options(reference._options, known, registry), reference.seed)
+        model._restore(reference._described(), reference.module.state_dict())
+        model._n_reference_batches = known.n_batches
+        copy_reference(reference.module, model.module, torch.from_numpy(genes))
+        model.module.to(reference.device).eval()
+        model.is_trained = True
+        model.adata = adata
+        source = model._own_source()
+        model.module.initialise_library(source.library_size, source.batch, known.n_batches)
+        return model
+
+    @property
+    @override
+    def _is_begun(self) -> bool:
+        return super()._is_begun if self._n_reference_batches is None else bool(self._history_rows)
+
+    @override
+    def _initialise(self, source: CellSource, train: Int[ndarray, "train"]) -> None:
+        if self._n_reference_batches is None:
+            super()._initialise(source, train)
+        else:
+            start_gene_shifts(self.module, source.minibatches(train, BATCH_SIZE), self._n_reference_batches)
+
+    @override
+    def _view(self, trainable: Trainable) -> Trainable:
+        if self._n_reference_batches is None:
+            return trainable
+        return KeptReference(trainable, self.module, self._n_reference_batches)
+
+    @override
+    def _weight_decay(self, given: float | None, n_train: int) -> float:
+        if self._n_reference_batches is None:
+            return super()._weight_decay(given, n_train)
+        if given:
+            raise ValueError(
+                f"weight_decay={given!r} would shrink what the reference has learned: leave it out. Shifts of genes "
+                "have a prior of their own."
+            )
+        return 0.0
+
+    @override
+    def _is_continued(self, validation: Int[ndarray, "validation"] | None, maximised: tuple[float, float]) -> bool:
+        if self._n_reference_batches is not None and not self._history_rows:
+            # No cell of a new batch has been trained on.
+            return maximised == (1.0, 0.0)
+        return super()._is_continued(validation, maximised)
+
+    @override
+    def _require_whole_data(self) -> None:
+        if self._n_reference_batches is not None:
+            raise ValueError(
+                "This asks for a second model that is trained like the first, but most of this one was learned from "
+                "cells of its reference: ask the reference, or train a model on the cells of both."
+            )
+
+    @override
+    def _described(self) -> dict[str, Any]:
+        return {**super()._described(), "n_reference_batches": self._n_reference_batches}
+
+    @override
+    def _restore(self, description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        super()._restore(description, weights)
+        self._n_reference_batches = description.get("n_reference_batches")
+
+
+def _extended_options(options: Mapping[str, Any], known: Registry, registry: Registry) -> dict[str, Any]:
+    """Return the options of a model that knows more batches."""
+    extended = dict(options)
+    if known.n_batches == 1:
+        # Where there is one batch, there is no embedding of it.
+        extended["batch_representation"] = "one-hot"
+    if extended["batch_representation"] == "one-hot":
+        # Columns of new batches are all that an encoder which saw no covariates will see of them.
+        extended["encode_covariates"] = True
+    elif extended.get("decoder") == "linear":
+        raise ValueError(
+            'The reference has batch_representation="embedding" and decoder="linear", so that new batches could not '
+            'shift the mean of a gene: train it with batch_representation="one-hot".'
+        )
+    n_new = registry.n_batches - known.n_batches
+    return {**extended, "n_shifted_batches": extended.get("n_shifted_batches", 0) + n_new}

@@ -1,0 +1,198 @@
+"""What is trained where a reference is kept: new batches, and nothing else."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from minibatches import make_minibatch
+from torch.distributions import Normal
+
+from scvae_ext.minibatch import SparseCounts
+from scvae_ext.modules import VAE, KeptReference, copy_reference, start_gene_shifts, trainable_bound
+
+N_KNOWN, N_NEW, N_GENES, N_HIDDEN = 2, 2, 7, 16
+SIZES = {"n_hidden": N_HIDDEN, "n_latent": 3, "encode_covariates": True}
+KINDS = {
+    "nb": {},
+    "gene-batch": {"dispersion": "gene-batch"},
+    "zinb": {"gene_likelihood": "zinb", "zero_inflation_prior": (1.0, 9.0)},
+    "linear": {"decoder": "linear"},
+    "vamp": {"prior": "vamp", "n_prior_components": 4},
+    "latent library": {"use_observed_lib_size": False},
+    "embedding": {"batch_representation": "embedding"},
+    "normal": {"gene_likelihood": "normal"},
+}
+# Of each trained parameter, the axis and the places that belong to the two new batches.
+LAYER = ("encoder.mlp.layers.0.covariates.weight", 1, [2, 3]), ("decoder.layers.0.covariates.weight", 1, [2, 3])
+SHIFTS = {"likelihood.expression_head.linear.weight": (1, [N_HIDDEN, N_HIDDEN + 1])}
+TRAINED = {
+    "nb": SHIFTS,
+    "gene-batch": SHIFTS | {"likelihood.dispersion.log_value": (0, [2, 3])},
+    "zinb": {"likelihood.base.expression_head.linear.weight": (1, [N_HIDDEN, N_HIDDEN + 1])},
+    "linear": {"likelihood.expression_head.linear.weight": (1, [3 + 2, 3 + 3])},
+    "vamp": SHIFTS,
+    "latent library": SHIFTS | {"library_encoder.mlp.layers.0.covariates.weight": (1, [2, 3])},
+    "embedding": SHIFTS | {"covariates.embedding.weight": (0, [2, 3])},
+    "normal": {"likelihood.location.linear.weight": (1, [N_HIDDEN, N_HIDDEN + 1])},
+}
+
+
+def extended(kind="nb"):
+    torch.manual_seed(0)
+    options = SIZES | KINDS[kind]
+    reference = VAE(N_GENES, **options, n_batches=N_KNOWN).eval()
+    larger = VAE(N_GENES, **options, n_batches=N_KNOWN + N_NEW, n_shifted_batches=N_NEW).eval()
+    copy_reference(reference, larger, torch.arange(N_GENES))
+    return larger
+
+
+def trained_places(kind):
+    layers = {name: (axis, places) for name, axis, places in LAYER}
+    if kind == "embedding":
+        layers = {}
+    elif kind == "linear":
+        del layers["decoder.layers.0.covariates.weight"]
+    return layers | TRAINED[kind]
+
+
+@pytest.mark.parametrize("bound", ["elbo", "iwae"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_but_new_batches_stays_bit_for_bit(kind, bound):
+    vae = extended(kind)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    view = KeptReference(trainable_bound(vae, bound, 2 if bound == "iwae" else 1, 0.0), vae, N_KNOWN)
+    optimizer = torch.optim.AdamW([value for value in view.parameters() if value.requires_grad], 0.1, weight_decay=0.0)
+    for seed in range(5):
+        view.train()
+        optimizer.zero_grad()
+        objective = view.objective(make_minibatch(40, N_GENES, n_batches=N_KNOWN + N_NEW, seed=seed))
+        (-objective.score().mean() - view.log_prior() / 40).backward()
+        view.keep_fixed()
+        optimizer.step()
+    places = trained_places(kind)
+    for name, value in vae.state_dict().items():
+        moved = value != before[name]
+        expected = torch.zeros_like(moved)
+        if name in places:
+            axis, positions = places[name]
+            expected.index_fill_(axis, torch.tensor(positions), True)
+        if kind == "normal" and name == "decoder.layers.0.covariates.weight":
+            assert not moved[~expected].any()  # not all units of so small a decoder pass anything on
+            continue
+        unmoved_units = expected & ~moved
+        assert not (moved & ~expected).any(), name
+        assert unmoved_units.sum() <= 0.3 * expected.sum(), name
+
+
+def test_a_first_step_follows_the_gradient_of_the_objective():
+    vae = extended()
+    minibatch = make_minibatch(40, N_GENES, n_batches=4)
+    view = KeptReference(vae, vae, N_KNOWN)
+    weight = vae.mean_head.linear.weight
+    with torch.no_grad():
+        weight[:, N_HIDDEN + 1] = 0.2
+
+    def loss(shift):
+        with torch.no_grad():
+            weight[2, N_HIDDEN + 1] = shift
+        score = view.objective(minibatch, torch.Generator().manual_seed(3)).score().mean()
+        return -score - view.log_prior() / 40
+
+    loss(0.2).backward()
+    view.keep_fixed()
+    with torch.no_grad():
+        numeric = (loss(0.2 + 1e-2) - loss(0.2 - 1e-2)) / 2e-2
+    torch.testing.assert_close(weight.grad[2, N_HIDDEN + 1], numeric, rtol=1e-2, atol=1e-4)
+    assert not weight.grad[:, :N_HIDDEN].any()
+
+
+def test_the_prior_on_shifts_is_gaussian():
+    vae = extended()
+    with torch.no_grad():
+        vae.mean_head.linear.weight[:, N_HIDDEN:] = torch.randn(N_GENES, 2)
+    view = KeptReference(vae, vae, N_KNOWN)
+    shifts = vae.mean_head.linear.weight[:, N_HIDDEN:]
+    prior = Normal(0.0, 0.5)
+    at_zero = prior.log_prob(torch.zeros(())) * shifts.numel()
+    others = vae.log_prior()
+    torch.testing.assert_close(view.log_prior() - others, prior.log_prob(shifts).sum() - at_zero)
+
+
+def test_the_prior_on_columns_of_a_linear_decoder_lies_at_the_mean_of_known_batches():
+    vae = extended("linear")
+    weight = vae.mean_head.linear.weight
+    with torch.no_grad():
+        weight[:, 3:5] = torch.randn(N_GENES, 2)
+        weight[:, 5:] = weight[:, 3:5].mean(1, keepdim=True)
+    view = KeptReference(vae, vae, N_KNOWN)
+    torch.testing.assert_close(view.log_prior(), vae.log_prior())
+    with torch.no_grad():
+        weight[0, 5] += 1.0
+    torch.testing.assert_close(view.log_prior(), vae.log_prior() - 0.5 / 0.5**2)
+
+
+def test_the_mode_of_training_does_not_reach_the_reference():
+    vae = extended()
+    view = KeptReference(vae, vae, N_KNOWN)
+    for mode in (True, False, True):
+        view.train(mode)
+        assert view.training is mode
+        assert not any(module.training for module in vae.modules())
+
+
+def test_what_was_fixed_can_be_trained_again_and_what_a_user_had_fixed_cannot():
+    vae = extended()
+    vae.encoder.mean.bias.requires_grad_(False)
+    view = KeptReference(vae, vae, N_KNOWN)
+    assert not vae.encoder.mean.weight.requires_grad
+    view.release()
+    fixed = [name for name, value in vae.named_parameters() if not value.requires_grad]
+    assert fixed == ["encoder.mean.bias"]
+
+
+def test_its_state_is_that_of_the_vae():
+    vae = extended()
+    view = KeptReference(vae, vae, N_KNOWN)
+    assert set(view.state_dict()) == {f"bound.{name}" for name in vae.state_dict()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decoder", ["nonlinear", "linear"])
+@pytest.mark.parametrize("use_size_factor", [False, True])
+def test_shifts_start_at_the_ratio_of_observed_and_expected_counts(decoder, use_size_factor):
+    torch.manual_seed(0)
+    options = {**SIZES, "decoder": decoder, "use_size_factor": use_size_factor}
+    vae = VAE(N_GENES, **options, n_batches=4, n_shifted_batches=2).eval()
+    # A decoder that expects the same of all cells, whatever their state.
+    rates = torch.tensor([0.2, 1.0, 3.0, 0.5, 2.0, 1.5, 0.1])
+    head = vae.mean_head.linear
+    head.weight.zero_()
+    head.bias.copy_((rates / rates.sum()).log() if not use_size_factor else rates.expm1().log())
+    head.weight[:, -1] = 7.0  # what an earlier start has left
+    minibatches = [
+        make_minibatch(30, N_GENES, n_batches=4, size_factor=use_size_factor, seed=seed, rate=1.0) for seed in range(2)
+    ]
+    start_gene_shifts(vae, minibatches, N_KNOWN)
+    for column, batch in ((-2, 2), (-1, 3)):
+        observed, expected = np.zeros(N_GENES), np.zeros(N_GENES)
+        for minibatch in minibatches:
+            of_batch = (minibatch.batch == batch).numpy()
+            counts = minibatch.counts.dense().numpy()[of_batch]
+            depth = minibatch.size_factor.numpy()[of_batch] if use_size_factor else counts.sum(1)
+            share = rates.numpy() if use_size_factor else rates.numpy() / rates.numpy().sum()
+            observed += counts.sum(0)
+            expected += depth.sum() * share
+        np.testing.assert_allclose(
+            head.weight[:, column], np.log((observed + 4) / (expected + 4)), rtol=1e-4, atol=1e-5
+        )
+    others = head.weight[:, :-2]
+    assert not others.any()
+
+
+@torch.no_grad()
+def test_shifts_of_log_normalised_values_start_at_zero():
+    vae = extended("normal")
+    minibatch = make_minibatch(30, N_GENES, n_batches=4)
+    start_gene_shifts(vae, [replace(minibatch, counts=SparseCounts.from_dense(minibatch.counts.dense()))], N_KNOWN)
+    assert not vae.mean_head.linear.weight[:, N_HIDDEN:].any()
