@@ -176,9 +176,7 @@ def report(
     if not model.is_trained:
         raise RuntimeError("The model has not been trained: call model.train() first, or SCVAE.load.")
     if model.history.empty:
-        raise RuntimeError(
-            "Nothing was trained since the model was mapped onto its reference: call model.train() first."
-        )
+        raise RuntimeError("The model was mapped onto its reference and not trained since: call model.train() first.")
     n_cells = model.adata.n_obs
     answers = [_answer(known[name], model, seed) for name in chosen]
     page = Template(PAGE.read_text(encoding="utf-8")).substitute(

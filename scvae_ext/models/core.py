@@ -38,6 +38,8 @@ class ModelCore(ABC):
     reads: ClassVar[frozenset[str]] = frozenset()
     """What of the registry's further kinds of values, ``"proteins"`` and ``"peaks"``, the model reads."""
     module: "VAE | DeterministicAutoencoder"
+    _n_reference_batches: int | None = None
+    """Number of batches of the reference that the model was mapped onto; ``None`` where there is none."""
 
     def __init__(self, adata: AnnData, options: Mapping[str, Any], seed: int) -> None:
         registry = read_registry(adata)
@@ -85,6 +87,11 @@ class ModelCore(ABC):
 
     def _require_whole_data(self) -> None:
         """Raise where the model was not learned from its AnnData alone, so that no other can be trained like it."""
+        if self._n_reference_batches is not None:
+            raise ValueError(
+                "This asks for a second model that is trained like the first, but most of this one was learned from "
+                "cells of its reference: ask the reference, or train a model on the cells of both."
+            )
 
     @abstractmethod
     def _make_module(self, registry: Registry, options: Mapping[str, Any]) -> "VAE | DeterministicAutoencoder":

@@ -23,11 +23,9 @@ __all__ = ["ReferenceMixin"]
 class ReferenceMixin(VAEModel):
     """Cells of new batches, mapped onto a model that was trained on others."""
 
-    _n_reference_batches: int | None = None
-
     @classmethod
     def load_query_data(
-        cls, adata: AnnData, reference_model: Self | str | Path, *, drop_missing_genes: bool = False
+        cls, adata: AnnData, reference_model: VAEModel | str | Path, *, drop_missing_genes: bool = False
     ) -> Self:
         r"""Return a model that knows the batches of new cells beside those of a trained one, which is left as it is.
 
@@ -146,14 +144,6 @@ class ReferenceMixin(VAEModel):
             # No cell of a new batch has been trained on.
             return maximised == (1.0, 0.0)
         return super()._is_continued(validation, maximised)
-
-    @override
-    def _require_whole_data(self) -> None:
-        if self._n_reference_batches is not None:
-            raise ValueError(
-                "This asks for a second model that is trained like the first, but most of this one was learned from "
-                "cells of its reference: ask the reference, or train a model on the cells of both."
-            )
 
     @override
     def _described(self) -> dict[str, Any]:
