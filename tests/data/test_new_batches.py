@@ -64,7 +64,7 @@ def test_a_missing_column_is_named(known):
 
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_no_anndata_is_refused(known):
-    with pytest.raises(TypeError, match="must be an anndata.AnnData"):
+    with pytest.raises(TypeError, match=r"must be an anndata\.AnnData"):
         add_batches(np.ones((3, 12)), known)
 
 

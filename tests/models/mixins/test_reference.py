@@ -59,7 +59,7 @@ def small():
 
 @pytest.mark.slow
 def test_mapped_cells_are_described_about_as_well_as_by_a_model_of_all_cells(fitted, truth):
-    reference, cells, mapped, seen, held_out = fitted
+    reference, _, mapped, seen, held_out = fitted
     everything = truth[~truth.obs_names.isin(held_out.obs_names)].copy()
     SCVAE.setup_anndata(everything, batch_key="batch")
     of_all = SCVAE(everything, n_latent=5)
@@ -113,7 +113,7 @@ def test_cells_of_the_reference_and_new_ones_are_asked_about_together(fitted):
 
 
 def test_the_reference_is_left_as_it_was(small):
-    reference, cells, query = small
+    reference, _, query = small
     before = weights_hash(reference.module), reference.registry, dict(reference._options)
     mapped = SCVAE.load_query_data(query, reference)
     mapped.train(max_steps=30, **QUIET)
@@ -123,7 +123,7 @@ def test_the_reference_is_left_as_it_was(small):
 
 
 def test_new_cells_can_be_asked_about_before_training(small):
-    reference, cells, query = small
+    reference, _, query = small
     mapped = SCVAE.load_query_data(query, reference)
     renamed = query.copy()
     renamed.obs["batch"] = "batch_0"
@@ -200,8 +200,7 @@ def test_a_mapped_model_is_a_reference_for_further_batches():
 
 def test_several_new_batches_and_known_ones_are_mapped_at_once():
     adata = synthetic_counts(400, 30, n_types=3, n_batches=4)
-    cells, query = parts(adata, "batch_2", "batch_3")
-    reference = trained(cells)
+    reference = trained(parts(adata, "batch_2", "batch_3")[0])
     mixed = adata[adata.obs["batch"] != "batch_0"].copy()
     mapped = SCVAE.load_query_data(mixed, reference)
     before = {
