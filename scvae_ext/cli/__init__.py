@@ -1,4 +1,4 @@
-"""The command line: ``scvae-ext demo`` and ``scvae-ext fit``."""
+"""The command line: ``scvae-ext demo``, ``fit``, ``map`` and ``report``."""
 
 from scvae_ext.cli.commands import main
 

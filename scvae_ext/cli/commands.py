@@ -42,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from scvae_ext.cli.report import report
 
             report(options)
+        elif options.command == "map":
+            from scvae_ext.cli.mapping import map_cells
+
+            map_cells(options)
         else:
             from scvae_ext.cli.fit import fit
 
@@ -114,6 +118,28 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument(
         "--color", nargs="+", metavar="KEY", help="columns of obs or genes for the figure (labels and batch by default)"
     )
+
+    mapped = commands.add_parser("map", help="map cells of new batches onto a model that fit saved")
+    mapped.add_argument("model", type=Path, metavar="MODEL", help="folder of the saved model")
+    mapped.add_argument("file", type=Path, metavar="FILE.h5ad", help="counts of the new cells")
+    mapped.add_argument("--out", type=Path, required=True, metavar="OUT.h5ad", help="file to write the results to")
+    mapped.add_argument("--overwrite", action="store_true", help="replace existing output files")
+    mapped.add_argument(
+        "--drop-missing-genes", action="store_true", help="go on without genes of the model that FILE.h5ad lacks"
+    )
+    mapped.add_argument("--max-epochs", type=int, help="passes over the cells (chosen from the data by default)")
+    mapped.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
+    mapped.add_argument(
+        "--reference",
+        type=Path,
+        metavar="FILE.h5ad",
+        help="counts of the cells of the model, to compare new cells with",
+    )
+    mapped.add_argument(
+        "--labels-key", metavar="KEY", help="column of obs in --reference with labels, to take over from neighbours"
+    )
+    mapped.add_argument("--normalized-expression", action="store_true", help="also write denoised expression")
+    mapped.add_argument("--save-model", type=Path, metavar="DIR", help="also save the model of the new cells")
 
     report = commands.add_parser("report", help="ask a trained model whether it can be believed; one HTML page")
     report.add_argument(

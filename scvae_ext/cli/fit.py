@@ -1,18 +1,15 @@
 """``scvae-ext fit``: the main job on a user's file."""
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
 import anndata as ad
 from matplotlib.backend_bases import FigureCanvasBase
 
 from scvae_ext.cli.files import UserError, check_writable, replacing
+from scvae_ext.cli.inputs import check_tables, one_line, read_h5ad
 from scvae_ext.cli.quality import CountModel, add_clusters, agreement, draw, held_out_elbo
 from scvae_ext.models import SCVAE, CiteVAE, MultiomeVAE, SemiSupervisedVAE
-from scvae_ext.models.saving import check_folder
-from scvae_ext.train import TrainingDivergedError
 
 __all__ = ["fit"]
 
@@ -32,10 +29,10 @@ def fit(options: argparse.Namespace) -> None:
     """
     _check_model(options)
     colors = _check_outputs(options)
-    adata = _read(options.file)
+    adata = read_h5ad(options.file)
     if unknown := [key for key in colors if key not in adata.obs and key not in adata.var_names]:
         raise UserError(f"{unknown[0]!r} is neither a column of obs ({list(adata.obs)}) nor a gene; change --color.")
-    with _one_line():
+    with one_line():
         model = _model(adata, options)
         model.train(max_epochs=options.max_epochs, seed=options.seed)
     model.get_latent_representation()
@@ -111,14 +108,7 @@ def _check_model(options: argparse.Namespace) -> None:
 
 def _check_outputs(options: argparse.Namespace) -> list[str]:
     """Return what colours the figure."""
-    if options.out.suffix != ".h5ad":
-        raise UserError(f"--out {options.out} does not end in .h5ad.")
-    check_writable(options.out, overwrite=options.overwrite)
-    if options.save_model and options.save_model.exists():
-        if not options.overwrite:
-            raise UserError(f"{options.save_model} exists; add --overwrite to replace it.")
-        with _one_line():
-            check_folder(options.save_model, overwrite=True)
+    check_tables(options.out, options.save_model, overwrite=options.overwrite)
     if options.figure is None:
         if options.color:
             raise UserError("--color is for the figure; add --figure FILE.png.")
@@ -130,24 +120,6 @@ def _check_outputs(options: argparse.Namespace) -> list[str]:
     if not colors:
         raise UserError("--figure needs --color KEY where neither --labels-key nor --batch-key is given.")
     return colors
-
-
-def _read(path: Path) -> ad.AnnData:
-    if not path.is_file():
-        raise UserError(f"{path} is not a file.")
-    try:
-        return ad.read_h5ad(path)
-    except Exception as error:  # h5py and anndata raise many kinds of errors for a file that is not theirs
-        raise UserError(f"{path} cannot be read as .h5ad: {error}") from error
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """Show what validation or training say about the data and the options as one line."""
-    try:
-        yield
-    except (TypeError, ValueError, FileExistsError, TrainingDivergedError) as error:
-        raise UserError(str(error)) from error
 
 
 def _clusters(adata: ad.AnnData, options: argparse.Namespace, colors: Sequence[str]) -> None:
