@@ -8,8 +8,10 @@ import pandas as pd
 from anndata import AnnData
 from jaxtyping import Int
 
-from scvae_ext.data.fields import require_anndata
+from scvae_ext.data.fields import CategoricalObs, require_anndata
 from scvae_ext.data.names import find_category, shorten
+from scvae_ext.data.peaks import measure_new_batches as measure_peaks
+from scvae_ext.data.proteins import measure_new_batches as measure_proteins
 from scvae_ext.data.registry import Registry
 from scvae_ext.data.setup import register_batches
 
@@ -45,7 +47,13 @@ def add_batches(adata: AnnData, registry: Registry) -> Registry:
             f"adata.obs[{key!r}] holds no batch that the reference does not know: {shorten(names)}. Nothing has to be "
             "learned of them: pass the cells to the reference, get_latent_representation(adata)."
         )
-    return replace(registry, batch_categories=(*registry.batch_categories, *new))
+    categories = (*registry.batch_categories, *new)
+    proteins, peaks = registry.proteins, registry.peaks
+    if proteins is not None or peaks is not None:
+        of_cell = CategoricalObs(key, "batch_key").codes(adata, categories)
+        proteins = None if proteins is None else measure_proteins(adata, proteins, of_cell, categories)
+        peaks = None if peaks is None else measure_peaks(adata, peaks, of_cell, categories)
+    return replace(registry, batch_categories=categories, proteins=proteins, peaks=peaks)
 
 
 def keep_shared_genes(

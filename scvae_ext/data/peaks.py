@@ -1,7 +1,7 @@
 """Accessible peaks of chromatin beside the counts of genes: where they lie, and in which batches they were measured."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +15,7 @@ from scvae_ext.data.names import shorten
 from scvae_ext.data.obsm import ObsmFeatures
 from scvae_ext.peaks import AccessiblePeaks
 
-__all__ = ["PeakSet", "match_peaks", "read_peaks", "register_peaks"]
+__all__ = ["PeakSet", "match_peaks", "measure_new_batches", "read_peaks", "register_peaks"]
 
 PEAKS = ObsmFeatures("peak", "accessibility_obsm_key", "peak_names_uns_key")
 
@@ -125,6 +125,8 @@ def match_peaks(adata: AnnData, peaks: PeakSet, batch: Int[np.ndarray, "cells"])
     ValueError
         If a peak is missing, values are not counts, or a cell has no accessible peak in a batch that was measured.
     """
+    if peaks.key not in adata.obsm and not np.array(peaks.measured)[batch].any():
+        return AccessiblePeaks.from_csr(sp.csr_matrix((adata.n_obs, len(peaks.names)), dtype=np.float32))
     matrix, here = read_peaks(adata, peaks.key, peaks.names_key)
     if here != peaks.names:
         matrix = as_csr(matrix[:, PEAKS.positions(here, peaks.names, peaks.key)])
@@ -133,6 +135,46 @@ def match_peaks(adata: AnnData, peaks: PeakSet, batch: Int[np.ndarray, "cells"])
     if not is_measured.all():
         matrix = as_csr(sp.diags_array(is_measured.astype(np.float32)) @ matrix)
     return AccessiblePeaks.from_csr(matrix)
+
+
+def measure_new_batches(
+    adata: AnnData, peaks: PeakSet, batch: Int[np.ndarray, "cells"], batch_names: tuple[str, ...]
+) -> PeakSet:
+    """Return the peaks with the batches that they do not know yet, measured where a cell has an accessible peak.
+
+    Parameters
+    ----------
+    adata
+        Where to read; it need not have peaks.
+    peaks
+        What was set up.
+    batch, batch_names
+        Batch of each cell, and the names of the batches, those that are known first.
+
+    Raises
+    ------
+    ValueError
+        If a peak is missing where others are there, or values are not counts.
+
+    Warns
+    -----
+    UserWarning
+        If accessibility was not measured in a new batch.
+    """
+    n_accessible = np.zeros(adata.n_obs)
+    if peaks.key in adata.obsm:
+        matrix, here = read_peaks(adata, peaks.key, peaks.names_key)
+        n_accessible = np.diff(as_csr(matrix[:, PEAKS.positions(here, peaks.names, peaks.key)]).indptr)
+    of_batch = np.bincount(batch, weights=n_accessible, minlength=len(batch_names))
+    new = range(len(peaks.measured), len(batch_names))
+    if lacking := [batch_names[code] for code in new if of_batch[code] == 0]:
+        warnings.warn(
+            f"No cell of these batches has an accessible peak in adata.obsm[{peaks.key!r}], so that they are taken as "
+            f"measured for genes alone: {shorten(lacking)}.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return replace(peaks, measured=(*peaks.measured, *(bool(of_batch[code] > 0) for code in new)))
 
 
 def read_peaks(adata: AnnData, key: str, names_key: str | None) -> tuple[sp.csr_matrix, tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """Counts of surface proteins beside those of genes: where they lie, and in which batches they were measured."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from scvae_ext.data.names import shorten
 from scvae_ext.data.obsm import ObsmFeatures
 
-__all__ = ["ProteinPanel", "match_proteins", "read_proteins", "register_proteins"]
+__all__ = ["ProteinPanel", "match_proteins", "measure_new_batches", "read_proteins", "register_proteins"]
 
 PROTEINS = ObsmFeatures("protein", "protein_expression_obsm_key", "protein_names_uns_key")
 
@@ -126,8 +126,10 @@ def match_proteins(
     ValueError
         If a protein is missing, or values are not counts.
     """
-    values, here = read_proteins(adata, panel.key, panel.names_key)
     measured = np.array(panel.measured)[batch]
+    if panel.key not in adata.obsm and not measured.any():
+        return np.zeros(measured.shape, dtype=np.float32)
+    values, here = read_proteins(adata, panel.key, panel.names_key)
     # A protein that no batch of these cells has needs no column: the last one stands in for it, and is not read.
     position = PROTEINS.positions(here, panel.names, panel.key, measured.any(axis=0))
     values = np.where(measured, values[:, position], 0)
@@ -136,6 +138,53 @@ def match_proteins(
         name = batch_names[code] if batch_names else None
         _require_whole(values[batch == code], np.array(panel.measured[code]), panel.names, panel.key, name)
     return values.astype(np.float32)
+
+
+def measure_new_batches(
+    adata: AnnData, panel: ProteinPanel, batch: Int[np.ndarray, "cells"], batch_names: tuple[str, ...]
+) -> ProteinPanel:
+    """Return the panel with the batches that it does not know yet, each with the proteins that it has counts of.
+
+    Parameters
+    ----------
+    adata
+        Where to read; it need not have proteins.
+    panel
+        What was set up.
+    batch, batch_names
+        Batch of each cell, and the names of the batches, those that the panel knows first.
+
+    Raises
+    ------
+    ValueError
+        If values are not counts, or missing for some cells of a batch alone.
+
+    Warns
+    -----
+    UserWarning
+        If a protein was not measured in a new batch.
+    """
+    values = np.full((adata.n_obs, len(panel.names)), np.nan)
+    if panel.key in adata.obsm:
+        found, here = read_proteins(adata, panel.key, panel.names_key)
+        position = PROTEINS.positions(here, panel.names, panel.key, np.zeros(len(panel.names), dtype=bool))
+        values = np.where(position < 0, np.nan, found[:, position])
+        _require_counts(values, panel.names, adata, panel.key)
+    rows = list(panel.measured)
+    for code in range(len(rows), len(batch_names)):
+        of_batch = values[batch == code]
+        row = (of_batch > 0).any(axis=0)
+        _require_whole(of_batch, row, panel.names, panel.key, batch_names[code])
+        if not row.all():
+            warnings.warn(
+                f"{(~row).sum()} of {len(row)} proteins have no counts in adata.obsm[{panel.key!r}] for batch "
+                f"{batch_names[code]!r}, and are taken as not measured there: "
+                f"{shorten(np.array(panel.names)[~row], 5)}.",
+                UserWarning,
+                stacklevel=5,
+            )
+        rows.append(tuple(map(bool, row)))
+    return replace(panel, measured=tuple(rows))
 
 
 def read_proteins(

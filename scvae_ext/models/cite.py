@@ -17,6 +17,7 @@ from scvae_ext.models.mixins import (
     ExpressionMixin,
     LatentMixin,
     ProteinMixin,
+    ReferenceMixin,
     SamplingMixin,
     ScoresMixin,
 )
@@ -28,7 +29,14 @@ __all__ = ["CiteVAE"]
 
 
 class CiteVAE(
-    LatentMixin, ExpressionMixin, ProteinMixin, ScoresMixin, SamplingMixin, ComparisonMixin, DifferentialProteinMixin
+    LatentMixin,
+    ExpressionMixin,
+    ProteinMixin,
+    ScoresMixin,
+    SamplingMixin,
+    ComparisonMixin,
+    DifferentialProteinMixin,
+    ReferenceMixin,
 ):
     r"""Variational autoencoder of counts of genes and of surface proteins, in one latent space.
 
@@ -188,6 +196,8 @@ class CiteVAE(
     @override
     def _initialise(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:
         super()._initialise(source, train)
+        if self._n_reference_batches is not None:
+            return
         assert self.module.proteins is not None
         assert source.proteins is not None
         self.module.proteins.initialise(source.proteins[train], source.batch[train])

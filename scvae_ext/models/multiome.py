@@ -17,6 +17,7 @@ from scvae_ext.models.mixins import (
     DifferentialAccessibilityMixin,
     ExpressionMixin,
     LatentMixin,
+    ReferenceMixin,
     SamplingMixin,
     ScoresMixin,
 )
@@ -35,6 +36,7 @@ class MultiomeVAE(
     SamplingMixin,
     ComparisonMixin,
     DifferentialAccessibilityMixin,
+    ReferenceMixin,
 ):
     r"""Variational autoencoder of counts of genes and of accessible chromatin, in one latent space.
 
@@ -196,6 +198,8 @@ class MultiomeVAE(
     @override
     def _initialise(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:
         super()._initialise(source, train)
+        if self._n_reference_batches is not None:
+            return
         assert self.module.accessibility is not None
         assert source.peaks is not None
         known = source.covariates(train)

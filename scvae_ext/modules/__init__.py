@@ -12,7 +12,7 @@ from scvae_ext.modules.bounds import (
 from scvae_ext.modules.dependence import batch_dependence
 from scvae_ext.modules.elbo import elbo, log_importance_weights
 from scvae_ext.modules.hand_derived import HandDerivedElbo
-from scvae_ext.modules.kept_reference import KeptReference, start_gene_shifts
+from scvae_ext.modules.kept_reference import KeptReference
 from scvae_ext.modules.label_prior import LabelPrior
 from scvae_ext.modules.modality import Modality
 from scvae_ext.modules.networks import DecoderKind, LatentDistribution, Networks
@@ -22,6 +22,7 @@ from scvae_ext.modules.outputs import Elbo, Objective, Posterior, SquaredError, 
 from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
 from scvae_ext.modules.proteins import ProteinModality
 from scvae_ext.modules.residual import copy_weights
+from scvae_ext.modules.start_new_batches import start_new_batches
 from scvae_ext.modules.surrogates import SURROGATES, GradientEstimator
 from scvae_ext.modules.trainable import Trainable
 from scvae_ext.modules.vae import VAE
@@ -63,6 +64,6 @@ __all__ = [
     "elbo",
     "held_fixed",
     "log_importance_weights",
-    "start_gene_shifts",
+    "start_new_batches",
     "trainable_bound",
 ]

@@ -27,7 +27,7 @@ class AccessibilityModality(Modality):
     Parameters
     ----------
     n_hidden, n_columns
-        Numbers of decoder units, and of columns that the encoder sees.
+        Numbers of inputs from the decoder, and of columns that the encoder sees.
     n_peaks
         Number of peaks.
     measured

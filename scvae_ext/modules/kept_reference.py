@@ -1,7 +1,5 @@
 """A trained VAE that gets to know further batches: what it learned stays, and what belongs to them is trained."""
 
-from collections.abc import Iterable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,19 +12,20 @@ from scvae_ext.modules.trainable import Trainable
 from scvae_ext.modules.vae import VAE
 from scvae_ext.nn import LinearDecoder
 
-__all__ = ["KeptReference", "start_gene_shifts"]
+__all__ = ["SHIFT_STD", "KeptReference", "shifts_of_new_batches"]
 
-# Standard deviation of the log of what a new batch multiplies the expression of a gene by. Held-out cells are described
-# about as well from half to twice this.
 SHIFT_STD = 0.5
+"""Standard deviation of the log of what a new batch multiplies the mean of a gene, or the rate of a peak, by.
+
+Held-out cells are described about as well from half to twice this."""
 
 
 class KeptReference(Trainable):
     r"""A VAE of which nothing is trained but what belongs to new batches.
 
     All else stays as it is, bit for bit: its parameters, and the moments of batch normalisation. Units are not dropped.
-    What a new batch adds to the log mean of a gene has the prior :math:`\mathcal N(0, 0.5^2)`; around the mean of other
-    batches where the decoder is linear.
+    What a new batch adds to the log mean of a gene, or to the log rate of a peak, has the prior
+    :math:`\mathcal N(0, 0.5^2)`; around the mean of other batches where the decoder is linear.
 
     Parameters
     ----------
@@ -74,10 +73,12 @@ class KeptReference(Trainable):
 
     @override
     def log_prior(self) -> Float[Tensor, ""]:
-        shifts, start = _gene_shifts(self.vae, self.n_reference)
-        of_shifts = -0.5 * ((shifts - start) / SHIFT_STD).square().sum()
+        parts = [
+            -0.5 * ((shifts - start) / SHIFT_STD).square().sum()
+            for shifts, start in shifts_of_new_batches(self.vae, self.n_reference)
+        ]
         others = self.bound.log_prior()
-        return of_shifts if others is None else of_shifts + others
+        return torch.stack(parts if others is None else [*parts, others]).sum()
 
     @override
     def objective(self, minibatch: Minibatch, generator: torch.Generator | None = None) -> Objective:
@@ -90,51 +91,24 @@ class KeptReference(Trainable):
                 values.grad.mul_(self.get_buffer(f"mask_{position}"))
 
 
-@torch.no_grad()
-def start_gene_shifts(vae: VAE, minibatches: Iterable[Minibatch], n_reference: int) -> None:
-    r"""Start what new batches add to the log mean of each gene from counts observed and expected.
-
-    .. math:: \delta_{gs} = \log \frac{\sum_{n \in s} x_{ng} + \sigma^{-2}}{\sum_{n \in s} \mu_{ng} + \sigma^{-2}}
-
-    with the means :math:`\mu` that the decoder expects without them, at the posterior mean of each cell, and the
-    standard deviation :math:`\sigma` of their prior: for Poisson counts, the log of the posterior mean under a gamma
-    prior of mean one and variance :math:`\sigma^2`. Nothing is done where values are log-normalised and no counts.
+def shifts_of_new_batches(
+    vae: VAE, n_reference: int
+) -> list[tuple[Float[Tensor, "features new"], Float[Tensor, "features new"]]]:
+    """Return, as views, what new batches add to the log mean of genes and the log rate of peaks, each with its start.
 
     Parameters
     ----------
     vae
-        A VAE after :func:`~scvae_ext.modules.copy_reference`.
-    minibatches
-        Training cells.
+        The VAE.
     n_reference
         Number of batches that are not new.
     """
-    shifts, start = _gene_shifts(vae, n_reference)
-    shifts.copy_(start)
-    if not vae.likelihood.for_counts:
-        return
-    n_new = vae.covariates.n_batches - n_reference
-    observed = torch.zeros(n_new, len(shifts), dtype=torch.float64, device=shifts.device)
-    expected = torch.zeros_like(observed)
-    for given in minibatches:
-        minibatch = given.to(shifts.device)
-        posterior = vae.encode(minibatch)
-        log_library = None if posterior.log_library is None else posterior.log_library.loc
-        mean = vae.decode(posterior.qz.loc, minibatch, log_library).mean
-        of_batch = vae.covariates.last_batches(minibatch.batch, n_new).T.double()
-        observed += of_batch @ minibatch.counts.dense().double()
-        expected += of_batch @ mean.double()
-    prior_counts = SHIFT_STD**-2
-    shifts += ((observed + prior_counts) / (expected + prior_counts)).log().T.to(shifts.dtype)
-
-
-def _gene_shifts(vae: VAE, n_reference: int) -> tuple[Float[Tensor, "genes new"], Float[Tensor, "genes new"]]:
-    """Return what new batches add to the log mean of each gene, as a view, and where their prior has its mean."""
     n_new = vae.covariates.n_batches - n_reference
     weight = vae.mean_head.linear.weight
-    if not isinstance(vae.decoder, LinearDecoder):
-        shifts = weight.narrow(1, vae.decoder.n_out + vae.n_shifted_batches - n_new, n_new)
-        return shifts, torch.zeros_like(shifts)
-    first = vae.n_latent + vae.covariates.batch_columns.start
-    before = weight.narrow(1, first, n_reference).detach()
-    return weight.narrow(1, first + n_reference, n_new), before.mean(1, keepdim=True).expand(-1, n_new)
+    if isinstance(vae.decoder, LinearDecoder):
+        first = vae.n_latent + vae.covariates.batch_columns.start
+        before = weight.narrow(1, first, n_reference).detach()
+        return [(weight.narrow(1, first + n_reference, n_new), before.mean(1, keepdim=True).expand(-1, n_new))]
+    weights = [weight] if vae.accessibility is None else [weight, vae.accessibility.likelihood.log_rate.weight]
+    shifts = [each.narrow(1, vae.decoder.n_out + vae.n_shifted_batches - n_new, n_new) for each in weights]
+    return [(each, torch.zeros_like(each)) for each in shifts]

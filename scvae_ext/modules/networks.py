@@ -29,6 +29,7 @@ from scvae_ext.nn import (
     MeanHead,
     Normalisation,
     ZeroInflationKind,
+    with_further_inputs,
 )
 from scvae_ext.types import CellIndices, CellValues
 
@@ -74,8 +75,8 @@ class Networks(Trainable):
     decoder
         ``"nonlinear"``, a multilayer perceptron, or ``"linear"``: the heads read z and the covariates themselves.
     n_shifted_batches
-        Number of batches, the last ones, that shift the log mean of each gene by a value of their own, past the hidden
-        layers of a decoder that has some.
+        Number of batches, the last ones, that shift the log mean of each gene, and the log rate of each peak, by values
+        of their own, past the hidden layers of a decoder that has some.
     proteins_measured
         For each batch, whether each protein was measured in it; ``None`` for genes alone.
     peaks_measured, n_peaks
@@ -181,11 +182,12 @@ class Networks(Trainable):
             head = self.mean_head
             head.linear = Loadings(head.linear.in_features, n_genes)
         elif n_shifted_batches:
-            self.mean_head.add_inputs(self.decoder.n_out, n_shifted_batches)
+            self.mean_head.linear = with_further_inputs(self.mean_head.linear, self.decoder.n_out, n_shifted_batches)
         self.proteins = None if proteins_measured is None else ProteinModality(self.decoder.n_out, proteins_measured)
         self.accessibility: AccessibilityModality | None = None
         if peaks_measured is not None and n_peaks is not None:
-            self.accessibility = AccessibilityModality(self.decoder.n_out, n_hidden, n_peaks, peaks_measured)
+            n_read = self.decoder.n_out + self.n_shifted_batches
+            self.accessibility = AccessibilityModality(n_read, n_hidden, n_peaks, peaks_measured)
         self.library_encoder: LibraryEncoder | None = None
         if not use_observed_lib_size and not use_size_factor:
             self.library_encoder = LibraryEncoder(

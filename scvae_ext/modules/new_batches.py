@@ -96,17 +96,21 @@ def copy_reference(reference: VAE, extended: VAE, genes: Int[Tensor, "genes"]) -
     places = {id(place.values): place for place in batch_places(extended)}
     n_known = {id(place.values): place.n_batches for place in batch_places(reference)}
     axis_of_genes = {id(values): axis for values, axis in _of_genes(reference)}
+    n_columns = reference.covariates.batch_columns.stop - reference.covariates.batch_columns.start
     for name, values in (dict(extended.named_parameters()) | dict(extended.named_buffers())).items():
         before = known.get(name)
-        if before is None:
-            # Columns of covariates, where there were none.
-            values.zero_()
+        if values.dtype == torch.bool:
+            # What was measured in a batch is not learned.
             continue
-        key = id(before)
-        if key in axis_of_genes:
-            before = before.index_select(axis_of_genes[key], genes.to(before.device))
+        n_before = n_columns if before is None else n_known.get(id(before), n_columns)
+        if before is None or (id(values) in places and id(before) not in n_known):
+            # An encoder that saw no covariates has no weights for them; those for proteins or peaks come last.
+            none = values.new_zeros(len(values), reference.covariates.n_columns)
+            before = none if before is None else torch.cat([none, before], dim=1)
+        elif id(before) in axis_of_genes:
+            before = before.index_select(axis_of_genes[id(before)], genes.to(before.device))
         if id(values) in places:
-            before = places[id(values)].widened(before, n_known[key])
+            before = places[id(values)].widened(before, n_before)
         values.copy_(before)
 
 
@@ -120,7 +124,8 @@ def batch_places(vae: VAE) -> list[BatchPlace]:
     """
     columns, encoders = vae.covariates, _encoders(vae)
     first, n_columns = columns.batch_columns.start, columns.batch_columns.stop - columns.batch_columns.start
-    layers = [layer for network in (*encoders, vae.decoder) for layer in network.modules() if isinstance(layer, Layer)]
+    networks = (*(encoders if vae.encode_covariates else ()), vae.decoder)
+    layers = [layer for network in networks for layer in network.modules() if isinstance(layer, Layer)]
     places = [
         BatchPlace(layer.covariates.weight, 1, first, n_columns) for layer in layers if layer.covariates is not None
     ]
@@ -138,6 +143,11 @@ def batch_places(vae: VAE) -> list[BatchPlace]:
     if vae.library_encoder is not None:
         for values in (vae.library_log_means, vae.library_log_variances):
             places.append(BatchPlace(values, 0, 0, columns.n_batches))
+    if vae.proteins is not None:
+        places.append(BatchPlace(vae.proteins.likelihood.log_background, 0, 0, columns.n_batches))
+    if vae.accessibility is not None:
+        weight = vae.accessibility.likelihood.log_rate.weight
+        places.append(BatchPlace(weight, 1, vae.decoder.n_out, vae.n_shifted_batches, starts_at_mean=False))
     if isinstance(vae.prior, VampPrior) and vae.prior.covariates is not None:
         # No pseudo-cell is of a new batch.
         weight = vae.prior.covariates

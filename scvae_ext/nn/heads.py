@@ -43,23 +43,6 @@ class MeanHead(nn.Module, ABC):
         with torch.no_grad():
             self.linear.weight[:, n_hidden:] /= RESIDUAL_SCALE
 
-    def add_inputs(self, first: int, n_inputs: int) -> None:
-        """Add inputs whose weights are zero.
-
-        Parameters
-        ----------
-        first
-            Where the first of them comes.
-        n_inputs
-            Number of them.
-        """
-        before, n_genes = self.linear, self.linear.out_features
-        self.linear = nn.Linear(before.in_features + n_inputs, n_genes)
-        with torch.no_grad():
-            self.linear.bias.copy_(before.bias)
-            none = before.weight.new_zeros(n_genes, n_inputs)
-            self.linear.weight.copy_(torch.cat([before.weight[:, :first], none, before.weight[:, first:]], dim=1))
-
     @property
     def residual_loadings(self) -> Float[Tensor, "genes residual"]:
         """What residual factors of one add to what the linear map gives."""

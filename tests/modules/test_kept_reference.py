@@ -9,7 +9,7 @@ from minibatches import make_minibatch
 from torch.distributions import Normal
 
 from scvae_ext.minibatch import SparseCounts
-from scvae_ext.modules import VAE, KeptReference, copy_reference, start_gene_shifts, trainable_bound
+from scvae_ext.modules import VAE, KeptReference, copy_reference, start_new_batches, trainable_bound
 
 N_KNOWN, N_NEW, N_GENES, N_HIDDEN = 2, 2, 7, 16
 SIZES = {"n_hidden": N_HIDDEN, "n_latent": 3, "encode_covariates": True}
@@ -173,7 +173,7 @@ def test_shifts_start_at_the_ratio_of_observed_and_expected_counts(decoder, use_
     minibatches = [
         make_minibatch(30, N_GENES, n_batches=4, size_factor=use_size_factor, seed=seed, rate=1.0) for seed in range(2)
     ]
-    start_gene_shifts(vae, minibatches, N_KNOWN)
+    start_new_batches(vae, minibatches, N_KNOWN)
     for column, batch in ((-2, 2), (-1, 3)):
         observed, expected = np.zeros(N_GENES), np.zeros(N_GENES)
         for minibatch in minibatches:
@@ -194,5 +194,5 @@ def test_shifts_start_at_the_ratio_of_observed_and_expected_counts(decoder, use_
 def test_shifts_of_log_normalised_values_start_at_zero():
     vae = extended("normal")
     minibatch = make_minibatch(30, N_GENES, n_batches=4)
-    start_gene_shifts(vae, [replace(minibatch, counts=SparseCounts.from_dense(minibatch.counts.dense()))], N_KNOWN)
+    start_new_batches(vae, [replace(minibatch, counts=SparseCounts.from_dense(minibatch.counts.dense()))], N_KNOWN)
     assert not vae.mean_head.linear.weight[:, N_HIDDEN:].any()

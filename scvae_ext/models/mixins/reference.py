@@ -15,7 +15,7 @@ from scvae_ext.data import CellSource, Registry, add_batches, keep_shared_genes
 from scvae_ext.models.cells import BATCH_SIZE
 from scvae_ext.models.mixins.base import VAEModel
 from scvae_ext.models.options import true_or_false
-from scvae_ext.modules import KeptReference, Trainable, copy_reference, start_gene_shifts
+from scvae_ext.modules import KeptReference, Trainable, copy_reference, start_new_batches
 
 __all__ = ["ReferenceMixin"]
 
@@ -119,7 +119,7 @@ class ReferenceMixin(VAEModel):
         if self._n_reference_batches is None:
             super()._initialise(source, train)
         else:
-            start_gene_shifts(self.module, source.minibatches(train, BATCH_SIZE), self._n_reference_batches)
+            start_new_batches(self.module, source.minibatches(train, BATCH_SIZE), self._n_reference_batches)
 
     @override
     def _view(self, trainable: Trainable) -> Trainable:
