@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from minibatches import make_minibatch
 
 from scvae_ext.minibatch import SparseCounts
 from scvae_ext.modules import VAE, copy_reference
 from scvae_ext.nn import LinearDecoder
+from scvae_ext.peaks import AccessiblePeaks
 
-N_GENES = 7
+N_GENES, N_PEAKS = 7, 9
 SIZES = {"n_hidden": 16, "n_latent": 3, "n_categories": (2,), "n_continuous": 1}
 KINDS = {
     "nb": {},
@@ -30,35 +32,54 @@ KINDS = {
     "layer norm": {"encoder_normalisation": "layer", "decoder_normalisation": "layer"},
     "embedding": {"batch_representation": "embedding"},
     "factors": {"residual_rank": 2},
+    "proteins": {"proteins_measured": True},
+    "proteins with covariates": {"proteins_measured": True, "encode_covariates": True},
+    "peaks": {"peaks_measured": True, "n_peaks": N_PEAKS},
 }
+N_PROTEINS = 3
+OF_BATCHES = ("covariates.embedding.weight", "proteins.likelihood.log_background")
 
 
 def extended(kind, n_known, n_new=2, n_genes=N_GENES):
     """Build a VAE with random weights that knows some batches, and one that knows more and has its weights."""
     torch.manual_seed(0)
     options = SIZES | KINDS[kind]
-    reference = VAE(N_GENES, **options, n_batches=n_known).eval()
+    reference = VAE(N_GENES, **_measured(options, n_known), n_batches=n_known).eval()
     with torch.no_grad():
         for values in (*reference.parameters(), *reference.buffers()):
             if values.is_floating_point():
                 values += 0.3 * torch.rand_like(values)
     if options.get("batch_representation") != "embedding":
         options["encode_covariates"] = True
+    options = _measured(options, n_known + n_new)
     larger = VAE(n_genes, **options, n_batches=n_known + n_new, n_shifted_batches=n_new).eval()
     copy_reference(reference, larger, torch.arange(n_genes))
     return reference, larger
 
 
+def _measured(options, n_batches):
+    """Say that proteins or peaks were measured in all batches."""
+    if "proteins_measured" in options:
+        return options | {"proteins_measured": [[True] * N_PROTEINS] * n_batches}
+    return options | ({"peaks_measured": [True] * n_batches} if "peaks_measured" in options else {})
+
+
 def cells(n_batches, n_genes=N_GENES):
-    return make_minibatch(n_genes=n_genes, n_batches=n_batches, n_categories=(2,), n_continuous=1)
+    minibatch = make_minibatch(n_genes=n_genes, n_batches=n_batches, n_categories=(2,), n_continuous=1)
+    generator = torch.Generator().manual_seed(5)
+    proteins = torch.poisson(torch.full((minibatch.n_cells, N_PROTEINS), 4.0), generator=generator)
+    accessible = sp.random_array((minibatch.n_cells, N_PEAKS), density=0.5, rng=np.random.default_rng(0), format="csr")
+    return replace(minibatch, proteins=proteins, peaks=AccessiblePeaks.from_csr(sp.csr_matrix(accessible)))
 
 
 def reconstruction(vae, minibatch):
-    """Log-probability of the counts at a sample that depends on nothing but the cell."""
+    """Log-probability of all counts at a sample that depends on nothing but the cell."""
     n_state = vae.encoder.mean.out_features
     sample = torch.randn(minibatch.n_cells, n_state, generator=torch.Generator().manual_seed(1))
     log_library = None if vae.library_encoder is None else minibatch.library_size.log()
-    return vae.likelihood.reconstruction(vae.decode(sample, minibatch, log_library), minibatch)
+    of_genes = vae.likelihood.reconstruction(vae.decode(sample, minibatch, log_library), minibatch)
+    hidden = vae.decode_hidden(sample, minibatch)
+    return of_genes + sum(modality.log_prob(hidden, minibatch) for modality in vae.modalities)
 
 
 @torch.no_grad()
@@ -101,8 +122,9 @@ def _of_batches(vae):
     found = []
     for name, values in vae.state_dict(keep_vars=True).items():
         if name.endswith("covariates.weight") and vae.covariates.embedding is None:
-            found.append(values.T[1:3])
-        elif name == "covariates.embedding.weight" or (name.endswith("log_value") and values.dim() == 2):
+            # Of an encoder that sees proteins or peaks alone these are theirs.
+            found += [] if name.startswith("encoder") and not vae.encode_covariates else [values.T[1:3]]
+        elif name in OF_BATCHES or (name.endswith("log_value") and values.dim() == 2):
             found.append(values)
         elif type(vae.decoder) is LinearDecoder and name.startswith("likelihood") and values.dim() == 2:
             found.append(values.T[4:6])
