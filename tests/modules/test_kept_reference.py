@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from minibatches import make_minibatch
 from torch.distributions import Normal
 
 from scvae_ext.minibatch import SparseCounts
 from scvae_ext.modules import VAE, KeptReference, copy_reference, start_new_batches, trainable_bound
+from scvae_ext.peaks import AccessiblePeaks
 
 N_KNOWN, N_NEW, N_GENES, N_HIDDEN = 2, 2, 7, 16
 SIZES = {"n_hidden": N_HIDDEN, "n_latent": 3, "encode_covariates": True}
@@ -22,6 +24,8 @@ KINDS = {
     "latent library": {"use_observed_lib_size": False},
     "embedding": {"batch_representation": "embedding"},
     "normal": {"gene_likelihood": "normal"},
+    "proteins": {"proteins_measured": [[True] * 3] * 3 + [[True, False, True]]},
+    "peaks": {"peaks_measured": [True] * 4, "n_peaks": 9},
 }
 # Of each trained parameter, the axis and the places that belong to the two new batches.
 LAYER = ("encoder.mlp.layers.0.covariates.weight", 1, [2, 3]), ("decoder.layers.0.covariates.weight", 1, [2, 3])
@@ -35,13 +39,25 @@ TRAINED = {
     "latent library": SHIFTS | {"library_encoder.mlp.layers.0.covariates.weight": (1, [2, 3])},
     "embedding": SHIFTS | {"covariates.embedding.weight": (0, [2, 3])},
     "normal": {"likelihood.location.linear.weight": (1, [N_HIDDEN, N_HIDDEN + 1])},
+    "proteins": SHIFTS | {"proteins.likelihood.log_background": (0, [2, 3])},
+    "peaks": SHIFTS | {"accessibility.likelihood.log_rate.weight": (1, [N_HIDDEN, N_HIDDEN + 1])},
 }
+
+
+def cells(n_cells=40, **options):
+    """Draw cells with counts of proteins and accessible peaks."""
+    minibatch = make_minibatch(n_cells, N_GENES, n_batches=N_KNOWN + N_NEW, **options)
+    rng = np.random.default_rng(options.get("seed", 0))
+    accessible = sp.csr_matrix((rng.random((n_cells, 9)) < 0.5).astype(np.float32))
+    proteins = torch.from_numpy(rng.poisson(4.0, (n_cells, 3)).astype(np.float32))
+    return replace(minibatch, proteins=proteins, peaks=AccessiblePeaks.from_csr(accessible))
 
 
 def extended(kind="nb"):
     torch.manual_seed(0)
     options = SIZES | KINDS[kind]
-    reference = VAE(N_GENES, **options, n_batches=N_KNOWN).eval()
+    measured = {name: options[name][:N_KNOWN] for name in ("proteins_measured", "peaks_measured") if name in options}
+    reference = VAE(N_GENES, **(options | measured), n_batches=N_KNOWN).eval()
     larger = VAE(N_GENES, **options, n_batches=N_KNOWN + N_NEW, n_shifted_batches=N_NEW).eval()
     copy_reference(reference, larger, torch.arange(N_GENES))
     return larger
@@ -66,7 +82,7 @@ def test_everything_but_new_batches_stays_bit_for_bit(kind, bound):
     for seed in range(5):
         view.train()
         optimizer.zero_grad()
-        objective = view.objective(make_minibatch(40, N_GENES, n_batches=N_KNOWN + N_NEW, seed=seed))
+        objective = view.objective(cells(seed=seed))
         (-objective.score().mean() - view.log_prior() / 40).backward()
         view.keep_fixed()
         optimizer.step()
@@ -196,3 +212,47 @@ def test_shifts_of_log_normalised_values_start_at_zero():
     minibatch = make_minibatch(30, N_GENES, n_batches=4)
     start_new_batches(vae, [replace(minibatch, counts=SparseCounts.from_dense(minibatch.counts.dense()))], N_KNOWN)
     assert not vae.mean_head.linear.weight[:, N_HIDDEN:].any()
+
+
+@torch.no_grad()
+def test_the_background_of_measured_proteins_starts_at_the_ratio_as_well():
+    vae = extended("proteins")
+    likelihood = vae.proteins.likelihood
+    for head in (likelihood.background, likelihood.ratio, likelihood.mixing):
+        head.weight.zero_()
+    likelihood.log_background[:2] = torch.tensor([[0.1, 0.5, -0.3], [0.3, 0.1, 0.1]])
+    likelihood.log_background[2:] = likelihood.log_background[:2].mean(0)
+    before = likelihood.log_background.clone()
+    minibatches = [cells(seed=seed) for seed in range(2)]
+    start_new_batches(vae, minibatches, N_KNOWN)
+    torch.testing.assert_close(likelihood.log_background[:2], before[:2])
+    share, ratio = likelihood.mixing.bias.sigmoid(), torch.nn.functional.softplus(likelihood.ratio.bias)
+    mean = before[2].exp() * (share + (1 - share) * ratio.exp())
+    for batch in (2, 3):
+        counts = torch.cat([each.proteins[each.batch == batch] for each in minibatches])
+        expected = ((counts.sum(0) + 4) / (len(counts) * mean + 4)).log()
+        if batch == 3:
+            expected[1] = 0  # it was not measured there
+        torch.testing.assert_close(likelihood.log_background[batch], before[batch] + expected)
+
+
+@torch.no_grad()
+def test_peaks_start_where_as_many_cells_are_expected_to_have_them_as_do():
+    vae = extended("peaks")
+    likelihood = vae.accessibility.likelihood
+    likelihood.log_rate.weight.zero_()
+    likelihood.log_rate.bias.copy_(torch.linspace(-3, 1, 9))
+    minibatches = [cells(seed=seed) for seed in range(2)]
+    ones = [torch.zeros(40, 9) for _ in minibatches]
+    for dense, each in zip(ones, minibatches, strict=True):
+        cell = torch.repeat_interleave(torch.arange(40), each.peaks.offsets.diff())
+        dense[cell, each.peaks.peak_index.long()] = 1
+    # Cells of one depth have one probability each.
+    vae.accessibility.depth = lambda minibatch: torch.ones(minibatch.n_cells)
+    start_new_batches(vae, minibatches, N_KNOWN)
+    for column, batch in ((-2, 2), (-1, 3)):
+        found = torch.cat([dense[each.batch == batch] for dense, each in zip(ones, minibatches, strict=True)])
+        share = -torch.expm1(-likelihood.log_rate.bias.exp())
+        wanted = share * (found.sum(0) + 4) / (len(found) * share + 4)
+        rate = (likelihood.log_rate.bias + likelihood.log_rate.weight[:, column]).exp()
+        torch.testing.assert_close(-torch.expm1(-rate), wanted.clamp_max(1 - 0.5 / len(found)))
