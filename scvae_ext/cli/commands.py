@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         "--color", nargs="+", metavar="KEY", help="columns of obs or genes for the figure (labels and batch by default)"
     )
 
-    mapped = commands.add_parser("map", help="map cells of new batches onto a model that fit saved")
+    mapped = commands.add_parser("map", help="map cells of new batches onto a saved model")
     mapped.add_argument("model", type=Path, metavar="MODEL", help="folder of the saved model")
     mapped.add_argument("file", type=Path, metavar="FILE.h5ad", help="counts of the new cells")
     mapped.add_argument("--out", type=Path, required=True, metavar="OUT.h5ad", help="file to write the results to")

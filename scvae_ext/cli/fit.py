@@ -8,7 +8,8 @@ from matplotlib.backend_bases import FigureCanvasBase
 
 from scvae_ext.cli.files import UserError, check_writable, replacing
 from scvae_ext.cli.inputs import check_tables, one_line, read_h5ad
-from scvae_ext.cli.quality import CountModel, add_clusters, agreement, draw, held_out_elbo
+from scvae_ext.cli.quality import CountModel, add_clusters, agreement, draw
+from scvae_ext.cli.results import write_results
 from scvae_ext.models import SCVAE, CiteVAE, MultiomeVAE, SemiSupervisedVAE
 
 __all__ = ["fit"]
@@ -35,17 +36,7 @@ def fit(options: argparse.Namespace) -> None:
     with one_line():
         model = _model(adata, options)
         model.train(max_epochs=options.max_epochs, seed=options.seed)
-    model.get_latent_representation()
-    if options.normalized_expression:
-        model.get_normalized_expression()
-    if isinstance(model, CiteVAE):
-        model.get_protein_expression()
-        model.get_protein_foreground_probability()
-    if isinstance(model, SemiSupervisedVAE):
-        model.predict()
-        probability = adata.obs["scvae_label_probability"].mean()
-        print(f'labels of {adata.n_obs:,} cells are in obs["scvae_label"], right with {probability:.0%} on average')
-    print(held_out_elbo(model))
+    write_results(model, adata, normalized_expression=options.normalized_expression)
 
     if options.figure or (options.labels_key and not options.predict_labels):
         _clusters(adata, options, colors)

@@ -1,13 +1,15 @@
 """``scvae-ext map``: cells of new batches, mapped onto a saved model."""
 
 import argparse
+from typing import get_args
 
 import anndata as ad
 
 from scvae_ext.cli.files import UserError, replacing
 from scvae_ext.cli.inputs import check_tables, one_line, read_h5ad
-from scvae_ext.cli.quality import held_out_elbo
-from scvae_ext.models import SCVAE, SemiSupervisedVAE
+from scvae_ext.cli.quality import CountModel
+from scvae_ext.cli.results import write_results
+from scvae_ext.models.mixins import UncertaintyMixin
 from scvae_ext.models.saving import read_model
 
 __all__ = ["map_cells"]
@@ -38,18 +40,11 @@ def map_cells(options: argparse.Namespace) -> None:
     with one_line():
         model = _model_of(options).load_query_data(adata, options.model, drop_missing_genes=options.drop_missing_genes)
         model.train(max_epochs=options.max_epochs, seed=options.seed)
-    print(held_out_elbo(model))
-    model.get_latent_representation()
-    if options.normalized_expression:
-        model.get_normalized_expression()
-    if isinstance(model, SemiSupervisedVAE):
-        model.predict()
-        probability = adata.obs["scvae_label_probability"].mean()
-        print(f'labels of {adata.n_obs:,} cells are in obs["scvae_label"], right with {probability:.0%} on average')
+    write_results(model, adata, normalized_expression=options.normalized_expression)
     if options.save_model:
         # With the split of the new cells, which a model forgets that is given others.
         model.save(options.save_model, overwrite=options.overwrite)
-    if reference is not None:
+    if reference is not None and isinstance(model, UncertaintyMixin):
         with one_line():
             _beside(model, adata, reference, options.labels_key)
     with replacing(options.out) as temporary:
@@ -57,18 +52,18 @@ def map_cells(options: argparse.Namespace) -> None:
     print(f"wrote {' and '.join(str(path) for path in (options.out, options.save_model) if path)}")
 
 
-def _model_of(options: argparse.Namespace) -> type[SCVAE | SemiSupervisedVAE]:
+def _model_of(options: argparse.Namespace) -> type[CountModel]:
     """Return the class of the saved model."""
     name = read_model(options.model)[0]["model_class"]
-    known: dict[str, type[SCVAE | SemiSupervisedVAE]] = {kind.__name__: kind for kind in (SCVAE, SemiSupervisedVAE)}
+    known: dict[str, type[CountModel]] = {kind.__name__: kind for kind in get_args(CountModel)}
     if name not in known:
-        raise UserError(
-            f"{options.model} holds a {name}, onto which no cells can be mapped; {' and '.join(known)} can."
-        )
+        raise UserError(f"{options.model} holds a {name}, and cells can be mapped onto {', '.join(known)} alone.")
+    if options.reference is not None and not issubclass(known[name], UncertaintyMixin):
+        raise UserError(f"--reference compares cells by what a {name} cannot say; leave it out.")
     return known[name]
 
 
-def _beside(model: SCVAE | SemiSupervisedVAE, adata: ad.AnnData, reference: ad.AnnData, labels_key: str | None) -> None:
+def _beside(model: UncertaintyMixin, adata: ad.AnnData, reference: ad.AnnData, labels_key: str | None) -> None:
     """Ask where among the cells of the reference the new ones lie."""
     model.adata = reference
     if labels_key is not None:

@@ -2,7 +2,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from scvae_ext import SCVAE
+from scvae_ext import SCVAE, Autoencoder
 from scvae_ext.cli import main
 from scvae_ext.datasets import synthetic_counts
 
@@ -78,10 +78,29 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(folder, tmp_path, capsys
     assert "'type'" in _error(capsys, folder, tmp_path, *words)
 
 
-def test_models_of_other_kinds_are_refused(folder, tmp_path, capsys):
-    adata = synthetic_counts(60, 20, n_proteins=3)
-    adata.write_h5ad(tmp_path / "protein.h5ad")
-    words = ["fit", tmp_path / "protein.h5ad", "--out", tmp_path / "fitted.h5ad", "--protein-key", "protein"]
-    assert main([*map(str, words), "--save-model", str(tmp_path / "cite"), "--max-epochs", "1"]) == 0
+def test_proteins_are_predicted_where_they_were_not_measured(folder, tmp_path, capsys):
+    adata = synthetic_counts(120, 20, n_proteins=3, n_batches=2)
+    is_new = (adata.obs["batch"] == "batch_1").to_numpy()
+    adata[~is_new].copy().write_h5ad(tmp_path / "reference.h5ad")
+    query = adata[is_new].copy()
+    del query.obsm["protein"]
+    query.write_h5ad(tmp_path / "query.h5ad")
+    words = ["fit", tmp_path / "reference.h5ad", "--out", tmp_path / "fitted.h5ad", "--protein-key", "protein"]
+    words += ["--batch-key", "batch", "--save-model", tmp_path / "cite", "--max-epochs", 2]
+    assert main(list(map(str, words))) == 0
+    query_file = tmp_path / "query.h5ad"
     capsys.readouterr()
-    assert "holds a CiteVAE" in _error(capsys, folder, tmp_path, model=tmp_path / "cite")
+    words = ["--reference", tmp_path / "reference.h5ad"]
+    assert "what a CiteVAE cannot say" in _error(capsys, folder, tmp_path, *words, model=tmp_path / "cite")
+    with pytest.warns(UserWarning, match=r"3 of 3 proteins"):
+        assert _run(folder, tmp_path, "--max-epochs", 2, model=tmp_path / "cite", query=query_file) == 0
+    assert ad.read_h5ad(tmp_path / "out.h5ad").obsm["scvae_protein"].shape == (60, 3)
+
+
+def test_models_of_other_kinds_are_refused(folder, tmp_path, capsys):
+    adata = synthetic_counts(60, 20)
+    Autoencoder.setup_anndata(adata)
+    model = Autoencoder(adata)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    model.save(tmp_path / "autoencoder")
+    assert "holds a Autoencoder" in _error(capsys, folder, tmp_path, model=tmp_path / "autoencoder")
