@@ -251,10 +251,11 @@ class CategoricalObs:
         unseen = [name for name, position in zip(names, positions, strict=True) if position is None]
         if unseen:
             n_cells = int(np.isin(codes, [names.index(name) for name in unseen]).sum())
+            mapping = "map them onto the model with load_query_data, " if self.argument == "batch_key" else ""
             raise ValueError(
                 f"{self.argument}: adata.obs[{self.key!r}] holds categories that were not there at set-up: "
                 f"{shorten(unseen)} ({n_cells} cells). Known are: {shorten(categories)}. "
-                "Rename them to known ones, leave these cells out, or train a model on data that includes them."
+                f"Rename them to known ones, leave these cells out, {mapping}or train a model on data that includes them."
             )
         return np.take(np.array(positions, dtype=np.int64), codes)
 
