@@ -255,7 +255,8 @@ class CategoricalObs:
             raise ValueError(
                 f"{self.argument}: adata.obs[{self.key!r}] holds categories that were not there at set-up: "
                 f"{shorten(unseen)} ({n_cells} cells). Known are: {shorten(categories)}. "
-                f"Rename them to known ones, leave these cells out, {mapping}or train a model on data that includes them."
+                f"Rename them to known ones, leave these cells out, {mapping}or train a model on data that includes "
+                "them."
             )
         return np.take(np.array(positions, dtype=np.int64), codes)
 
