@@ -90,7 +90,8 @@ class ModelCore(ABC):
         if self._n_reference_batches is not None:
             raise ValueError(
                 "This asks for a second model that is trained like the first, but most of this one was learned from "
-                "cells of its reference: ask the reference, or train a model on the cells of both."
+                "cells of its reference: train a model on the cells of both, or leave out what needs a second one "
+                "(intervals, refits)."
             )
 
     @abstractmethod

@@ -13,7 +13,7 @@ from scvae_ext.models.cells import Cells
 from scvae_ext.models.inference import latent_parameters
 from scvae_ext.modules import VAE, LabelPrior
 
-__all__ = ["novelty_of_cells"]
+__all__ = ["elbo_of", "novelty_of_cells", "replicate_of", "without_labels"]
 
 
 def novelty_of_cells(
@@ -74,13 +74,13 @@ def _scores(
         # torch's distributions draw from the default generator alone.
         torch.manual_seed(seed)
         for rows, minibatch in cells:
-            minibatch = _unlabelled(module, minibatch)
-            elbo[rows] = _elbo(module, minibatch, n_samples)
+            minibatch = without_labels(module, minibatch)
+            elbo[rows] = elbo_of(module, minibatch, n_samples)
             log_total[rows] = minibatch.library_size.log().cpu().numpy()
             for replicate in range(n_replicates):
                 parent = torch.randint(len(loc), (minibatch.n_cells,), device=loc.device)
-                drawn = _replicate(module, minibatch, torch.normal(loc[parent], scale[parent]))
-                of_replicates[replicate, rows] = _elbo(module, drawn, n_samples)
+                drawn = replicate_of(module, minibatch, torch.normal(loc[parent], scale[parent]))
+                of_replicates[replicate, rows] = elbo_of(module, drawn, n_samples)
                 log_totals[replicate, rows] = drawn.library_size.log().cpu().numpy()
     return elbo, log_total, of_replicates, log_totals
 
@@ -91,15 +91,29 @@ def _states(module: VAE, known: Cells) -> tuple[Tensor, Tensor]:
     return torch.cat([qz.loc for qz in posteriors]), torch.cat([qz.scale for qz in posteriors])
 
 
-def _unlabelled(module: VAE, minibatch: Minibatch) -> Minibatch:
-    """Leave labels out that the model explains: they are those of the cells, and not of the states of replicates."""
+def without_labels(module: VAE, minibatch: Minibatch) -> Minibatch:
+    """Leave labels out that the model explains: they are those of the cells, and not of the states of replicates.
+
+    Parameters
+    ----------
+    module, minibatch
+        Of what.
+    """
     if not isinstance(module.prior, LabelPrior):
         return minibatch
     return replace(minibatch, label=torch.full_like(minibatch.label, module.prior.n_labels))
 
 
-def _replicate(module: VAE, minibatch: Minibatch, sample: Tensor) -> Minibatch:
-    """Draw counts at given states, with depth, batch and covariates of given cells."""
+def replicate_of(module: VAE, minibatch: Minibatch, sample: Tensor) -> Minibatch:
+    """Draw counts at given states, with depth, batch and covariates of given cells.
+
+    Parameters
+    ----------
+    module, minibatch
+        Of what.
+    sample
+        State of each cell.
+    """
     log_library = None if module.library_encoder is None else minibatch.library_size.log()
     counts = module.decode(sample, minibatch, log_library).sample()
     total = counts.sum(1)
@@ -109,6 +123,15 @@ def _replicate(module: VAE, minibatch: Minibatch, sample: Tensor) -> Minibatch:
     return replace(minibatch, counts=SparseCounts.from_dense(counts), library_size=counts.sum(1))
 
 
-def _elbo(module: VAE, minibatch: Minibatch, n_samples: int) -> Float[np.ndarray, "cells"]:
+def elbo_of(module: VAE, minibatch: Minibatch, n_samples: int) -> Float[np.ndarray, "cells"]:
+    """Return the ELBO of each cell, in nats.
+
+    Parameters
+    ----------
+    module, minibatch
+        Of what.
+    n_samples
+        Number of samples of the posterior.
+    """
     score: Float[np.ndarray, cells] = module.elbo(minibatch, n_samples).score().mean(0).double().cpu().numpy()
     return score

@@ -169,7 +169,8 @@ class TrainingMixin(ModelCore):
         validation = scored_cells(source, np.arange(0) if split[1] is None else split[1], seed)
         trainer_options = {"accelerator": accelerator, "devices": devices, **trainer_options}
         n_processes = count_processes(trainer_options)
-        self._require_batch_statistics(len(train) // n_processes, batch_size)
+        if self._n_reference_batches is None:
+            self._require_batch_statistics(len(train) // n_processes, batch_size)
         max_steps = self._planned_steps(train, batch_size, n_processes, max_epochs, max_steps)
         options = {
             "learning_rate": learning_rate,
@@ -201,8 +202,9 @@ class TrainingMixin(ModelCore):
         self._is_interrupted = False
         self._training_seed = seed
         self.train_indices, self.validation_indices, self.test_indices = split
-        if not self._is_begun:
+        if not self.is_trained:
             self._initialise(source, train)
+        train, validation = self._trained_cells(source, train, validation)
 
         def run(trainable: Trainable, plan: TrainingPlan) -> bool:
             view = self._view(trainable)
@@ -265,10 +267,11 @@ class TrainingMixin(ModelCore):
     def _end_training(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:
         """Do what has to be done however training ended."""
 
-    @property
-    def _is_begun(self) -> bool:
-        """Whether training goes on from an earlier one."""
-        return self.is_trained
+    def _trained_cells(
+        self, source: CellSource, train: Int[np.ndarray, "train"], validation: Int[np.ndarray, "validation"]
+    ) -> tuple[Int[np.ndarray, "trained"], Int[np.ndarray, "scored"]]:
+        """Return the cells to train on and those to score, of the cells that the split gives."""
+        return train, validation
 
     def _weight_decay(self, given: float | None, n_train: int) -> float:
         """Return the weight decay, where the user gave none that for the number of training cells."""

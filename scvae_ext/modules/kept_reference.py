@@ -1,5 +1,8 @@
 """A trained VAE that gets to know further batches: what it learned stays, and what belongs to them is trained."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,7 +15,7 @@ from scvae_ext.modules.trainable import Trainable
 from scvae_ext.modules.vae import VAE
 from scvae_ext.nn import LinearDecoder
 
-__all__ = ["SHIFT_STD", "KeptReference", "shifts_of_new_batches"]
+__all__ = ["SHIFT_STD", "BatchShifts", "KeptReference", "shifts_of_batches"]
 
 SHIFT_STD = 0.5
 """Standard deviation of the log of what a new batch multiplies the mean of a gene, or the rate of a peak, by.
@@ -21,11 +24,11 @@ Held-out cells are described about as well from half to twice this."""
 
 
 class KeptReference(Trainable):
-    r"""A VAE of which nothing is trained but what belongs to new batches.
+    r"""A VAE of which nothing is trained but what belongs to some batches.
 
     All else stays as it is, bit for bit: its parameters, and the moments of batch normalisation. Units are not dropped.
     What a new batch adds to the log mean of a gene, or to the log rate of a peak, has the prior
-    :math:`\mathcal N(0, 0.5^2)`; around the mean of other batches where the decoder is linear.
+    :math:`\mathcal N(0, 0.5^2)`; around the mean of the batches before where the decoder is linear.
 
     Parameters
     ----------
@@ -33,20 +36,20 @@ class KeptReference(Trainable):
         What is trained, and by which objective: the VAE, or a view of it.
     vae
         The VAE.
-    n_reference
-        Number of batches that it knew before; those that follow are new.
+    batches
+        Positions of the batches, which are among the last ones.
     """
 
-    def __init__(self, bound: Trainable, vae: VAE, n_reference: int) -> None:
+    def __init__(self, bound: Trainable, vae: VAE, batches: Sequence[int]) -> None:
         super().__init__()
         self.bound = bound
         self.monitor, self.monitor_mode = bound.monitor, bound.monitor_mode
-        self.n_reference = n_reference
-        n_new = vae.covariates.n_batches - n_reference
+        self.batches = tuple(batches)
+        from_end = [batch - vae.covariates.n_batches for batch in batches]
         self._new: list[nn.Parameter] = []
         for place in batch_places(vae):
             if place.is_trained and isinstance(place.values, nn.Parameter):
-                self.register_buffer(f"mask_{len(self._new)}", place.mask_of_last(n_new), persistent=False)
+                self.register_buffer(f"mask_{len(self._new)}", place.mask_of(from_end), persistent=False)
                 self._new.append(place.values)
         trained = {id(values) for values in self._new}
         self._fixed = [values for values in bound.parameters() if values.requires_grad and id(values) not in trained]
@@ -74,8 +77,8 @@ class KeptReference(Trainable):
     @override
     def log_prior(self) -> Float[Tensor, ""]:
         parts = [
-            -0.5 * ((shifts - start) / SHIFT_STD).square().sum()
-            for shifts, start in shifts_of_new_batches(self.vae, self.n_reference)
+            -0.5 * ((shifts.values() - shifts.start) / SHIFT_STD).square().sum()
+            for shifts in shifts_of_batches(self.vae, self.batches)
         ]
         others = self.bound.log_prior()
         return torch.stack(parts if others is None else [*parts, others]).sum()
@@ -91,24 +94,56 @@ class KeptReference(Trainable):
                 values.grad.mul_(self.get_buffer(f"mask_{position}"))
 
 
-def shifts_of_new_batches(
-    vae: VAE, n_reference: int
-) -> list[tuple[Float[Tensor, "features new"], Float[Tensor, "features new"]]]:
-    """Return, as views, what new batches add to the log mean of genes and the log rate of peaks, each with its start.
+@dataclass(frozen=True)
+class BatchShifts:
+    """What some batches add to the log mean of genes, or to the log rate of peaks: columns of a weight.
+
+    Parameters
+    ----------
+    weight
+        The weight.
+    columns
+        Its columns, one for each batch.
+    start
+        Where the prior of each has its mean.
+    """
+
+    weight: Tensor
+    columns: list[int]
+    start: Float[Tensor, "features batches"]
+
+    def values(self) -> Float[Tensor, "features batches"]:
+        """Return them."""
+        return self.weight[:, self.columns]
+
+    @torch.no_grad()
+    def set(self, values: Float[Tensor, "features batches"]) -> None:
+        """Set them.
+
+        Parameters
+        ----------
+        values
+            New values.
+        """
+        self.weight[:, self.columns] = values.to(self.weight.dtype)
+
+
+def shifts_of_batches(vae: VAE, batches: Sequence[int]) -> list[BatchShifts]:
+    """Return what batches add to the log mean of genes, and after it to the log rate of peaks if there are any.
 
     Parameters
     ----------
     vae
         The VAE.
-    n_reference
-        Number of batches that are not new.
+    batches
+        Positions of batches, among those that have such shifts.
     """
-    n_new = vae.covariates.n_batches - n_reference
-    weight = vae.mean_head.linear.weight
+    weight, n_batches = vae.mean_head.linear.weight, vae.covariates.n_batches
     if isinstance(vae.decoder, LinearDecoder):
         first = vae.n_latent + vae.covariates.batch_columns.start
-        before = weight.narrow(1, first, n_reference).detach()
-        return [(weight.narrow(1, first + n_reference, n_new), before.mean(1, keepdim=True).expand(-1, n_new))]
+        before = weight[:, first : first + min(batches)].detach().mean(1, keepdim=True)
+        return [BatchShifts(weight, [first + batch for batch in batches], before.expand(-1, len(batches)))]
+    first = vae.decoder.n_out + vae.n_shifted_batches - n_batches
+    columns = [first + batch for batch in batches]
     weights = [weight] if vae.accessibility is None else [weight, vae.accessibility.likelihood.log_rate.weight]
-    shifts = [each.narrow(1, vae.decoder.n_out + vae.n_shifted_batches - n_new, n_new) for each in weights]
-    return [(each, torch.zeros_like(each)) for each in shifts]
+    return [BatchShifts(each, columns, torch.zeros_like(each[:, columns]).detach()) for each in weights]

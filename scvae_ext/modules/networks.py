@@ -217,7 +217,9 @@ class Networks(Trainable):
         """
         self.likelihood.initialise(statistics)
 
-    def initialise_library(self, library_size: CellValues, batch: CellIndices, first: int = 0) -> None:
+    def initialise_library(
+        self, library_size: CellValues, batch: CellIndices, batches: Sequence[int] | None = None
+    ) -> None:
         """Set the prior of each batch's log library size to the mean and variance observed in it.
 
         A batch without training cells gets those of all of them.
@@ -226,13 +228,13 @@ class Networks(Trainable):
         ----------
         library_size, batch
             Total counts and batch of each training cell.
-        first
-            Batches before this one keep the prior that they have.
+        batches
+            Batches to set; the others keep the prior that they have. All where ``None``.
         """
         if self.library_encoder is None:
             return
         log_size = library_size.log()
-        for row in range(first, len(self.library_log_means)):
+        for row in range(len(self.library_log_means)) if batches is None else batches:
             of_batch = log_size[batch == row] if (batch == row).any() else log_size
             self.library_log_means[row] = of_batch.mean()
             # A batch whose cells all have one size still needs a proper prior.

@@ -1,5 +1,6 @@
 """What of a VAE belongs to batches, and how the weights of one become those of another that knows more batches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -60,17 +61,18 @@ class BatchPlace:
             new += old.mean(self.axis, keepdim=True)
         return torch.cat([left, old, new, right], self.axis)
 
-    def mask_of_last(self, n: int) -> Tensor:
-        """Return one for the values of the last few batches, and zero elsewhere.
+    def mask_of(self, from_end: Sequence[int]) -> Tensor:
+        """Return one for the values of some of the last batches, and zero elsewhere.
 
         Parameters
         ----------
-        n
-            Number of these batches.
+        from_end
+            Which, counted from behind: -1 for the last batch.
         """
         mask = torch.zeros_like(self.values)
         if self.n_batches:
-            mask.narrow(self.axis, self.first + self.n_batches - n, n).fill_(1.0)
+            places = torch.tensor(from_end, device=mask.device) + self.first + self.n_batches
+            mask.index_fill_(self.axis, places, 1.0)
         return mask
 
 
@@ -131,7 +133,11 @@ def batch_places(vae: VAE) -> list[BatchPlace]:
     ]
     if isinstance(vae.decoder, LinearDecoder):
         start = vae.n_latent + first
-        places += [BatchPlace(values, -1, start, n_columns) for values in _that_read_the_decoder(vae)]
+        places += [
+            # No cell that the mean of activations was taken of is of a new batch.
+            BatchPlace(values, -1, start, n_columns, starts_at_mean=isinstance(values, nn.Parameter))
+            for values in _that_read_the_decoder(vae)
+        ]
     else:
         weight = vae.mean_head.linear.weight
         places.append(BatchPlace(weight, 1, vae.decoder.n_out, vae.n_shifted_batches, starts_at_mean=False))

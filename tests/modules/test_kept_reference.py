@@ -14,6 +14,7 @@ from scvae_ext.modules import VAE, KeptReference, copy_reference, start_new_batc
 from scvae_ext.peaks import AccessiblePeaks
 
 N_KNOWN, N_NEW, N_GENES, N_HIDDEN = 2, 2, 7, 16
+NEW = [2, 3]
 SIZES = {"n_hidden": N_HIDDEN, "n_latent": 3, "encode_covariates": True}
 KINDS = {
     "nb": {},
@@ -53,6 +54,13 @@ def cells(n_cells=40, **options):
     return replace(minibatch, proteins=proteins, peaks=AccessiblePeaks.from_csr(accessible))
 
 
+def start(vae, minibatches, groups=None, n_groups=1):
+    """Start the new batches."""
+    if groups is None:
+        groups = [torch.zeros(each.n_cells, dtype=torch.int64) for each in minibatches]
+    start_new_batches(vae, zip(minibatches, groups, strict=True), NEW, N_KNOWN, n_groups)
+
+
 def extended(kind="nb"):
     torch.manual_seed(0)
     options = SIZES | KINDS[kind]
@@ -77,7 +85,7 @@ def trained_places(kind):
 def test_everything_but_new_batches_stays_bit_for_bit(kind, bound):
     vae = extended(kind)
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    view = KeptReference(trainable_bound(vae, bound, 2 if bound == "iwae" else 1, 0.0), vae, N_KNOWN)
+    view = KeptReference(trainable_bound(vae, bound, 2 if bound == "iwae" else 1, 0.0), vae, NEW)
     optimizer = torch.optim.AdamW([value for value in view.parameters() if value.requires_grad], 0.1, weight_decay=0.0)
     for seed in range(5):
         view.train()
@@ -104,7 +112,7 @@ def test_everything_but_new_batches_stays_bit_for_bit(kind, bound):
 def test_a_first_step_follows_the_gradient_of_the_objective():
     vae = extended()
     minibatch = make_minibatch(40, N_GENES, n_batches=4)
-    view = KeptReference(vae, vae, N_KNOWN)
+    view = KeptReference(vae, vae, NEW)
     weight = vae.mean_head.linear.weight
     with torch.no_grad():
         weight[:, N_HIDDEN + 1] = 0.2
@@ -127,7 +135,7 @@ def test_the_prior_on_shifts_is_gaussian():
     vae = extended()
     with torch.no_grad():
         vae.mean_head.linear.weight[:, N_HIDDEN:] = torch.randn(N_GENES, 2)
-    view = KeptReference(vae, vae, N_KNOWN)
+    view = KeptReference(vae, vae, NEW)
     shifts = vae.mean_head.linear.weight[:, N_HIDDEN:]
     prior = Normal(0.0, 0.5)
     at_zero = prior.log_prob(torch.zeros(())) * shifts.numel()
@@ -141,7 +149,7 @@ def test_the_prior_on_columns_of_a_linear_decoder_lies_at_the_mean_of_known_batc
     with torch.no_grad():
         weight[:, 3:5] = torch.randn(N_GENES, 2)
         weight[:, 5:] = weight[:, 3:5].mean(1, keepdim=True)
-    view = KeptReference(vae, vae, N_KNOWN)
+    view = KeptReference(vae, vae, NEW)
     torch.testing.assert_close(view.log_prior(), vae.log_prior())
     with torch.no_grad():
         weight[0, 5] += 1.0
@@ -150,7 +158,7 @@ def test_the_prior_on_columns_of_a_linear_decoder_lies_at_the_mean_of_known_batc
 
 def test_the_mode_of_training_does_not_reach_the_reference():
     vae = extended()
-    view = KeptReference(vae, vae, N_KNOWN)
+    view = KeptReference(vae, vae, NEW)
     for mode in (True, False, True):
         view.train(mode)
         assert view.training is mode
@@ -160,7 +168,7 @@ def test_the_mode_of_training_does_not_reach_the_reference():
 def test_what_was_fixed_can_be_trained_again_and_what_a_user_had_fixed_cannot():
     vae = extended()
     vae.encoder.mean.bias.requires_grad_(False)
-    view = KeptReference(vae, vae, N_KNOWN)
+    view = KeptReference(vae, vae, NEW)
     assert not vae.encoder.mean.weight.requires_grad
     view.release()
     fixed = [name for name, value in vae.named_parameters() if not value.requires_grad]
@@ -169,7 +177,7 @@ def test_what_was_fixed_can_be_trained_again_and_what_a_user_had_fixed_cannot():
 
 def test_its_state_is_that_of_the_vae():
     vae = extended()
-    view = KeptReference(vae, vae, N_KNOWN)
+    view = KeptReference(vae, vae, NEW)
     assert set(view.state_dict()) == {f"bound.{name}" for name in vae.state_dict()}
 
 
@@ -189,7 +197,7 @@ def test_shifts_start_at_the_ratio_of_observed_and_expected_counts(decoder, use_
     minibatches = [
         make_minibatch(30, N_GENES, n_batches=4, size_factor=use_size_factor, seed=seed, rate=1.0) for seed in range(2)
     ]
-    start_new_batches(vae, minibatches, N_KNOWN)
+    start(vae, minibatches)
     for column, batch in ((-2, 2), (-1, 3)):
         observed, expected = np.zeros(N_GENES), np.zeros(N_GENES)
         for minibatch in minibatches:
@@ -210,7 +218,7 @@ def test_shifts_start_at_the_ratio_of_observed_and_expected_counts(decoder, use_
 def test_shifts_of_log_normalised_values_start_at_zero():
     vae = extended("normal")
     minibatch = make_minibatch(30, N_GENES, n_batches=4)
-    start_new_batches(vae, [replace(minibatch, counts=SparseCounts.from_dense(minibatch.counts.dense()))], N_KNOWN)
+    start(vae, [minibatch])
     assert not vae.mean_head.linear.weight[:, N_HIDDEN:].any()
 
 
@@ -224,7 +232,7 @@ def test_the_background_of_measured_proteins_starts_at_the_ratio_as_well():
     likelihood.log_background[2:] = likelihood.log_background[:2].mean(0)
     before = likelihood.log_background.clone()
     minibatches = [cells(seed=seed) for seed in range(2)]
-    start_new_batches(vae, minibatches, N_KNOWN)
+    start(vae, minibatches)
     torch.testing.assert_close(likelihood.log_background[:2], before[:2])
     share, ratio = likelihood.mixing.bias.sigmoid(), torch.nn.functional.softplus(likelihood.ratio.bias)
     mean = before[2].exp() * (share + (1 - share) * ratio.exp())
@@ -249,10 +257,64 @@ def test_peaks_start_where_as_many_cells_are_expected_to_have_them_as_do():
         dense[cell, each.peaks.peak_index.long()] = 1
     # Cells of one depth have one probability each.
     vae.accessibility.depth = lambda minibatch: torch.ones(minibatch.n_cells)
-    start_new_batches(vae, minibatches, N_KNOWN)
+    start(vae, minibatches)
     for column, batch in ((-2, 2), (-1, 3)):
         found = torch.cat([dense[each.batch == batch] for dense, each in zip(ones, minibatches, strict=True)])
         share = -torch.expm1(-likelihood.log_rate.bias.exp())
         wanted = share * (found.sum(0) + 4) / (len(found) * share + 4)
         rate = (likelihood.log_rate.bias + likelihood.log_rate.weight[:, column]).exp()
         torch.testing.assert_close(-torch.expm1(-rate), wanted.clamp_max(1 - 0.5 / len(found)))
+
+
+def test_new_batches_without_cells_are_left_alone():
+    vae = extended()
+    with torch.no_grad():
+        vae.mean_head.linear.weight[:, N_HIDDEN:] = 0.3
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    view = KeptReference(vae, vae, [3])
+    optimizer = torch.optim.AdamW([value for value in view.parameters() if value.requires_grad], 0.1, weight_decay=0.0)
+    minibatch = cells()
+    minibatch = replace(minibatch, batch=torch.full_like(minibatch.batch, 3))
+    for _ in range(3):
+        optimizer.zero_grad()
+        (-view.objective(minibatch).score().mean() - view.log_prior()).backward()
+        view.keep_fixed()
+        optimizer.step()
+    changed = {
+        name: (value != before[name]).nonzero()[:, 1].unique().tolist()
+        for name, value in vae.state_dict().items()
+        if value.dim() == 2
+    }
+    assert {name: columns for name, columns in changed.items() if columns} == {
+        "encoder.mlp.layers.0.covariates.weight": [3],
+        "decoder.layers.0.covariates.weight": [3],
+        "likelihood.expression_head.linear.weight": [N_HIDDEN + 1],
+    }
+
+
+@torch.no_grad()
+def test_with_groups_shifts_start_at_what_most_cells_have():
+    torch.manual_seed(0)
+    vae = VAE(N_GENES, **SIZES, n_batches=4, n_shifted_batches=2).eval()
+    shares = torch.tensor([0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1])
+    vae.mean_head.linear.weight.zero_()
+    vae.mean_head.linear.bias.copy_(shares.log())
+    factor = torch.tensor([1.0, 2.0, 0.5, 1.0, 1.0, 1.0, 1.0])
+    # In a third of the cells one gene has twenty times as many counts, and no other gene fewer.
+    group = torch.arange(300) % 3
+    mean = 2000 * shares * factor * torch.ones(300, 1)
+    mean[group == 2, 4] *= 20
+    counts = torch.poisson(mean, generator=torch.Generator().manual_seed(0))
+    minibatch = make_minibatch(300, N_GENES, n_batches=4)
+    # Depth is that of the other genes, so that their expected counts are those of all groups.
+    minibatch = replace(
+        minibatch,
+        counts=SparseCounts.from_dense(counts),
+        library_size=torch.full((300,), 2000.0),
+        batch=torch.full((300,), 3),
+    )
+    start(vae, [minibatch], [group], 3)
+    robust = vae.mean_head.linear.weight[:, -1].clone()
+    np.testing.assert_allclose(robust, factor.log(), atol=0.05)
+    start(vae, [minibatch])
+    assert vae.mean_head.linear.weight[4, -1] > 1.5

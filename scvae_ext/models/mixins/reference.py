@@ -1,31 +1,48 @@
 """Cells of new batches, mapped onto a model that was trained on others."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from jaxtyping import Int
-from numpy import ndarray
 from torch import Tensor
 from typing_extensions import override
 
 from scvae_ext.data import CellSource, Registry, add_batches, keep_shared_genes
-from scvae_ext.models.cells import BATCH_SIZE
+from scvae_ext.data.names import shorten
+from scvae_ext.models.cells import Cells, evaluating
+from scvae_ext.models.described import are_described, groups_of_states, standardised_elbo
 from scvae_ext.models.mixins.base import VAEModel
 from scvae_ext.models.options import true_or_false
 from scvae_ext.modules import KeptReference, Trainable, copy_reference, start_new_batches
 
 __all__ = ["ReferenceMixin"]
 
+SHARE_WORTH_A_WARNING = 0.05
+
 
 class ReferenceMixin(VAEModel):
     """Cells of new batches, mapped onto a model that was trained on others."""
 
+    _excludes_novel: bool = True
+    # Batches that the last training was of, and those that have had one; names of cells that it left out.
+    _batches: Sequence[int] = ()
+    _started: Sequence[int] = ()
+    _novel: Sequence[str] = ()
+
     @classmethod
     def load_query_data(
-        cls, adata: AnnData, reference_model: VAEModel | str | Path, *, drop_missing_genes: bool = False
+        cls,
+        adata: AnnData,
+        reference_model: VAEModel | str | Path,
+        *,
+        drop_missing_genes: bool = False,
+        exclude_novel: bool = True,
     ) -> Self:
         r"""Return a model that knows the batches of new cells beside those of a trained one, which is left as it is.
 
@@ -93,6 +110,11 @@ class ReferenceMixin(VAEModel):
             name = type(reference).__name__
             raise ValueError(f"reference_model is a {name}, not a {cls.__name__}: call {name}.load_query_data.")
         reference._require_trained()
+        if isinstance(reference, ReferenceMixin) and reference._has_untrained_batches:
+            raise RuntimeError(
+                "reference_model was mapped onto a reference and not trained on all of its new batches since: call "
+                "train() on it first, or map all new batches at once."
+            )
         known = reference.registry
         registry, genes = keep_shared_genes(
             adata, add_batches(adata, known), drop_missing=true_or_false("drop_missing_genes", drop_missing_genes)
@@ -101,31 +123,98 @@ class ReferenceMixin(VAEModel):
         model._build(registry, _extended_options(reference._options, known, registry), reference.seed)
         model._restore(reference._described(), reference.module.state_dict())
         model._n_reference_batches = known.n_batches
+        model._started, model._novel = [], []
+        model._excludes_novel = true_or_false("exclude_novel", exclude_novel)
         copy_reference(reference.module, model.module, torch.from_numpy(genes))
         model.module.to(reference.device).eval()
         model.is_trained = True
         model.adata = adata
         source = model._own_source()
-        model.module.initialise_library(source.library_size, source.batch, known.n_batches)
+        new = range(known.n_batches, registry.n_batches)
+        model.module.initialise_library(source.library_size, source.batch, new)
         return model
 
     @property
-    @override
-    def _is_begun(self) -> bool:
-        return super()._is_begun if self._n_reference_batches is None else bool(self._history_rows)
+    def _has_untrained_batches(self) -> bool:
+        first = self._n_reference_batches
+        return first is not None and not set(range(first, self.registry.n_batches)) <= set(self._started)
+
+    @property
+    def novel_cells(self) -> pd.Index:
+        """Names of the new cells that the last training of a mapped model left out, as unlike the reference."""
+        return pd.Index(self._novel)
 
     @override
-    def _initialise(self, source: CellSource, train: Int[ndarray, "train"]) -> None:
-        if self._n_reference_batches is None:
-            super()._initialise(source, train)
-        else:
-            start_new_batches(self.module, source.minibatches(train, BATCH_SIZE), self._n_reference_batches)
+    def _trained_cells(
+        self, source: CellSource, train: Int[np.ndarray, "train"], validation: Int[np.ndarray, "validation"]
+    ) -> tuple[Int[np.ndarray, "trained"], Int[np.ndarray, "scored"]]:
+        n_reference = self._n_reference_batches
+        if n_reference is None:
+            return train, validation
+        batch = source.batch.numpy()
+        self._batches = [int(code) for code in np.unique(batch[train]) if code >= n_reference]
+        if not self._batches:
+            names = shorten(self.registry.batch_categories[n_reference:])
+            raise ValueError(
+                f"None of the cells to train on is of a new batch, and nothing else is trained: set model.adata to an "
+                f"AnnData that has cells of {names}."
+            )
+        fresh = [code for code in self._batches if code not in self._started]
+        if fresh:
+            self.module.initialise_library(source.library_size[train], source.batch[train], fresh)
+            self._start(source, train, fresh, *self._groups(source, train))
+        of_new = np.isin(batch, self._batches)
+        asked = np.concatenate([train, validation])
+        asked = asked[of_new[asked]]
+        novel = np.zeros(source.n_cells, dtype=bool)
+        if self._excludes_novel and self.module.likelihood.for_counts:
+            with evaluating(self.module):
+                z = standardised_elbo(self.module, Cells(source, asked, self.device), self.seed)
+            novel[asked] = ~are_described(z, batch[asked])
+        kept = train[~novel[train]]
+        if fresh:
+            self._start(source, kept, fresh, np.zeros(len(kept), dtype=np.int64), 1)
+            self._started = [*self._started, *fresh]
+        self._novel = source.obs_names[novel].tolist()
+        self._tell_of_novel(len(asked))
+        return kept, validation[~novel[validation]]
+
+    def _groups(self, source: CellSource, train: Int[np.ndarray, "train"]) -> tuple[Int[np.ndarray, "train"], int]:
+        with evaluating(self.module):
+            return groups_of_states(self.module, Cells(source, train, self.device), self.seed)
+
+    def _start(
+        self,
+        source: CellSource,
+        cells: Int[np.ndarray, "cells"],
+        batches: Sequence[int],
+        group: Int[np.ndarray, "cells"],
+        n_groups: int,
+    ) -> None:
+        """Start new batches from counts observed and expected."""
+        assert self._n_reference_batches is not None
+        groups = torch.from_numpy(group)
+        minibatches = ((minibatch, groups[rows]) for rows, minibatch in Cells(source, cells, self.device))
+        with evaluating(self.module):
+            start_new_batches(self.module, minibatches, batches, self._n_reference_batches, n_groups)
+
+    def _tell_of_novel(self, n_asked: int) -> None:
+        share = len(self._novel) / max(1, n_asked)
+        if share > SHARE_WORTH_A_WARNING:
+            warnings.warn(
+                f"{len(self._novel)} of {n_asked} new cells ({share:.0%}) are unlike all that the reference describes, "
+                "whatever shifts of genes the new batch may have. They are left out of training, lest they pass for an "
+                "effect of the batch; model.novel_cells names them. If most new cells are of types that the reference "
+                "lacks, train a model on the cells of both.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     @override
     def _view(self, trainable: Trainable) -> Trainable:
         if self._n_reference_batches is None:
             return trainable
-        return KeptReference(trainable, self.module, self._n_reference_batches)
+        return KeptReference(trainable, self.module, self._batches)
 
     @override
     def _weight_decay(self, given: float | None, n_train: int) -> float:
@@ -139,20 +228,30 @@ class ReferenceMixin(VAEModel):
         return 0.0
 
     @override
-    def _is_continued(self, validation: Int[ndarray, "validation"] | None, maximised: tuple[float, float]) -> bool:
-        if self._n_reference_batches is not None and not self._history_rows:
+    def _is_continued(self, validation: Int[np.ndarray, "validation"] | None, maximised: tuple[float, float]) -> bool:
+        if self._n_reference_batches is not None and not self._started:
             # No cell of a new batch has been trained on.
             return maximised == (1.0, 0.0)
         return super()._is_continued(validation, maximised)
 
     @override
     def _described(self) -> dict[str, Any]:
-        return {**super()._described(), "n_reference_batches": self._n_reference_batches}
+        mapping = {
+            "n_reference_batches": self._n_reference_batches,
+            "started": self._started,
+            "novel": self._novel,
+            "excludes_novel": self._excludes_novel,
+        }
+        return {**super()._described(), **({} if self._n_reference_batches is None else {"mapping": mapping})}
 
     @override
     def _restore(self, description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         super()._restore(description, weights)
-        self._n_reference_batches = description.get("n_reference_batches")
+        mapping = description.get("mapping")
+        if mapping is not None:
+            self._n_reference_batches = mapping["n_reference_batches"]
+            self._started, self._novel = list(mapping["started"]), list(mapping["novel"])
+            self._excludes_novel = mapping["excludes_novel"]
 
 
 def _extended_options(options: Mapping[str, Any], known: Registry, registry: Registry) -> dict[str, Any]:

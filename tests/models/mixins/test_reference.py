@@ -342,7 +342,7 @@ def test_diagnostics_of_mapped_cells_work_and_those_that_would_train_again_say_w
         report(mapped, tmp_path / "early.html")
     mapped.train(max_steps=20, **QUIET)
     assert len(posterior_collapse(mapped).to_frame()) == 3
-    with pytest.raises(ValueError, match=r"second model that is trained like the first.*ask the reference"):
+    with pytest.raises(ValueError, match=r"second model that is trained like the first.*intervals"):
         mapped.calibrate_intervals()
     report(mapped, tmp_path / "report.html", sections=["compare_likelihoods"])
     assert "most of this one was learned from cells of its reference" in (tmp_path / "report.html").read_text()
