@@ -40,7 +40,7 @@ def add_batches(adata: AnnData, registry: Registry) -> Registry:
             "The reference was set up without batches, so that there is no column to find new ones in: run "
             "setup_anndata(..., batch_key=...) on its cells and train it again; one batch is enough."
         )
-    names = register_batches(adata, key)
+    names = register_batches(adata, key, registry.batch_categories)
     new = tuple(name for name in names if find_category(name, registry.batch_categories) is None)
     if not new:
         raise ValueError(

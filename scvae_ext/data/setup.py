@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from scvae_ext.data.fields import CategoricalObs, Layer, NumericalObs, require_anndata
 from scvae_ext.data.labels import register_labels
-from scvae_ext.data.names import shorten
+from scvae_ext.data.names import find_category, shorten
 from scvae_ext.data.opening import open_counts
 from scvae_ext.data.peaks import register_peaks
 from scvae_ext.data.proteins import register_proteins
@@ -180,7 +180,7 @@ def _require_distinct(keys: list[str | None]) -> None:
         raise ValueError(f"the columns {shorten(repeated)} of adata.obs are named more than once. Name each only once.")
 
 
-def register_batches(adata: AnnData, key: str) -> tuple[str, ...]:
+def register_batches(adata: AnnData, key: str, known: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the names of the batches that occur.
 
     Parameters
@@ -189,15 +189,17 @@ def register_batches(adata: AnnData, key: str) -> tuple[str, ...]:
         Cells by genes.
     key
         Column of ``adata.obs``.
+    known
+        Batches of which nothing has to be learned.
 
     Raises
     ------
     ValueError
-        If the column cannot be used, or a batch has a single cell.
+        If the column cannot be used, or a batch that is not known has a single cell.
     """
     codes, names = CategoricalObs(key, "batch_key").register(adata)
     n_cells = np.bincount(codes, minlength=len(names))
-    single = [name for name, n in zip(names, n_cells, strict=True) if n == 1]
+    single = [name for name, n in zip(names, n_cells, strict=True) if n == 1 and find_category(name, known) is None]
     if single and adata.n_obs > 1:
         raise ValueError(
             f"batch_key: these batches of adata.obs[{key!r}] hold a single cell: {shorten(single)}. "

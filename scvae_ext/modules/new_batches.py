@@ -33,6 +33,8 @@ class BatchPlace:
         Whether new batches start at the mean over the others, or at zero.
     is_trained
         Whether they are trained.
+    is_of_layer
+        Whether they are columns that hidden units of a layer read.
     """
 
     values: Tensor
@@ -41,6 +43,7 @@ class BatchPlace:
     n_batches: int
     starts_at_mean: bool = True
     is_trained: bool = True
+    is_of_layer: bool = False
 
     def widened(self, before: Tensor, n_before: int) -> Tensor:
         """Return values of fewer batches, with those of new ones at their start.
@@ -129,7 +132,9 @@ def batch_places(vae: VAE) -> list[BatchPlace]:
     networks = (*(encoders if vae.encode_covariates else ()), vae.decoder)
     layers = [layer for network in networks for layer in network.modules() if isinstance(layer, Layer)]
     places = [
-        BatchPlace(layer.covariates.weight, 1, first, n_columns) for layer in layers if layer.covariates is not None
+        BatchPlace(layer.covariates.weight, 1, first, n_columns, is_of_layer=True)
+        for layer in layers
+        if layer.covariates is not None
     ]
     if isinstance(vae.decoder, LinearDecoder):
         start = vae.n_latent + first

@@ -55,6 +55,12 @@ def test_a_batch_of_one_cell_is_refused(known):
         add_batches(adata, known)
 
 
+def test_one_cell_of_a_known_batch_does_not_matter(known):
+    adata = query("new")
+    adata.obs.loc[adata.obs_names[3], "batch"] = "batch_1"
+    assert add_batches(adata, known).batch_categories == ("batch_0", "batch_1", "new")
+
+
 def test_a_missing_column_is_named(known):
     adata = query("new")
     del adata.obs["batch"]

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from scvae_ext.data import CellSource, Registry, add_batches, keep_shared_genes
 from scvae_ext.data.names import shorten
+from scvae_ext.likelihoods import COUNT_LIKELIHOODS
 from scvae_ext.models.cells import Cells, evaluating
 from scvae_ext.models.described import are_described, groups_of_states, standardised_elbo
 from scvae_ext.models.mixins.base import VAEModel
@@ -46,20 +47,25 @@ class ReferenceMixin(VAEModel):
     ) -> Self:
         r"""Return a model that knows the batches of new cells beside those of a trained one, which is left as it is.
 
-        What the reference has learned is kept: cells of its batches have the latent representation, expression and
-        ELBO in the new model that they have in the reference, to the last bit. :meth:`train` then trains what belongs
-        to the new batches alone, on ``adata``:
+        What the reference has learned is kept: unless genes were dropped, cells of its batches have the latent
+        representation, expression and ELBO in the new model that they have in the reference. :meth:`train` then trains
+        what belongs to the new batches alone, on ``adata``:
 
         .. math:: \log \mu_{ng} = \log \ell_n + f_g(z_n, s) + \delta_{gs} - \text{normalisation}, \qquad
                   q(z_n \mid x_n, s)
 
         their columns in the layers of decoder :math:`f` and encoder (or their embeddings), dispersions where each batch
         has its own, and :math:`\delta_{gs} \sim \mathcal N(0, 0.5^2)`, by which each new batch shifts the log mean of
-        each gene. Columns start at the mean over the batches of the reference. Those of the encoder start at zero where
-        the reference has none; before training, the state of a new cell is what the reference makes of its counts.
+        each gene. Columns start, and have their prior, at the mean over the batches of the reference. Those of the
+        encoder are zero where it saw none: before training, the state of a new cell is what the reference makes of it.
 
-        Source: Lotfollahi et al., Nature Biotechnology 40, 121 (2022), who train columns; the shifts of genes are added
-        here.
+        Cells that the reference does not describe, of a type that it lacks for example, would pass for an effect of
+        their batch. :meth:`train` therefore starts shifts at the median over groups of cells, and then leaves out cells
+        whose ELBO is far below that of cells drawn at their own posterior: three times the spread of their batch below
+        its median. :attr:`novel_cells` names them. That takes the other cells for the greater part.
+
+        Source: Lotfollahi et al., Nature Biotechnology 40, 121 (2022), who train columns; the shifts of genes, and
+        leaving novel cells out, are added here.
 
         Parameters
         ----------
@@ -71,25 +77,29 @@ class ReferenceMixin(VAEModel):
         drop_missing_genes
             Whether genes of the reference that ``adata`` lacks are left out of the new model, with a warning, instead
             of an error. The encoder takes them for genes without counts, and the expression of the others sums to one.
+        exclude_novel
+            Whether cells that the reference does not describe are left out of training. With a data module of your own,
+            or log-normalised values, none is.
 
         Returns
         -------
         SCVAE or another model with this method
             Ready for getters, and for :meth:`train`. With ``model.adata = reference_model.adata`` it compares new cells
-            with those of the reference, as in :meth:`get_novelty` and :meth:`get_cell_uncertainty`.
+            with those of the reference, as in :meth:`get_novelty` and :meth:`get_cell_uncertainty`. What has to train a
+            second model, such as intervals, is refused.
 
         Raises
         ------
         ValueError
             If ``adata`` has no new batch, lacks genes or columns, or its values cannot be used; if the reference was
-            set up without batches, or represents them by embeddings that a linear decoder reads.
+            set up without batches or with size factors, or has embeddings of batches that a linear decoder reads.
         RuntimeError
-            If the reference has not been trained.
+            If the reference has not been trained, or was mapped itself and not trained since.
 
         Warns
         -----
         UserWarning
-            If genes were left out.
+            If genes were left out, or proteins or peaks were not measured in a new batch.
 
         Examples
         --------
@@ -214,7 +224,7 @@ class ReferenceMixin(VAEModel):
     def _view(self, trainable: Trainable) -> Trainable:
         if self._n_reference_batches is None:
             return trainable
-        return KeptReference(trainable, self.module, self._batches)
+        return KeptReference(trainable, self.module, self._batches, self._n_reference_batches)
 
     @override
     def _weight_decay(self, given: float | None, n_train: int) -> float:
@@ -257,6 +267,11 @@ class ReferenceMixin(VAEModel):
 def _extended_options(options: Mapping[str, Any], known: Registry, registry: Registry) -> dict[str, Any]:
     """Return the options of a model that knows more batches."""
     extended = dict(options)
+    if known.size_factor_key is not None and options["gene_likelihood"] in COUNT_LIKELIHOODS:
+        raise ValueError(
+            f"The reference has size factors (size_factor_key={known.size_factor_key!r}), with which a batch does not "
+            "shift the log mean of a gene: train it without them, with the library size in their place."
+        )
     if known.n_batches == 1:
         # Where there is one batch, there is no embedding of it.
         extended["batch_representation"] = "one-hot"

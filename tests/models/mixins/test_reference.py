@@ -3,9 +3,13 @@
 import json
 import warnings
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
+from anndata import AnnData
 from sklearn.neighbors import KNeighborsClassifier
 from stores import stored
 
@@ -378,6 +382,13 @@ def test_wrong_values_are_refused(small):
     mapped.train(max_steps=5, plan_kwargs={"weight_decay": 0.0}, **QUIET)
     with pytest.raises(ValueError, match=r"batch_penalty=1.0 needs at least two batches, and all cells"):
         mapped.train(batch_penalty=1.0, **QUIET)
+    sized = cells.copy()
+    sized.obs["size"] = 1.0 + np.arange(len(sized)) % 3
+    SCVAE.setup_anndata(sized, batch_key="batch", size_factor_key="size")
+    with_size_factors = SCVAE(sized, **SMALL)
+    with_size_factors.train(max_steps=5, **QUIET)
+    with pytest.raises(ValueError, match=r"size factors \(size_factor_key='size'\).*train it without them"):
+        SCVAE.load_query_data(query, with_size_factors)
     linear = trained(cells.copy(), decoder="linear", batch_representation="embedding")
     with pytest.raises(ValueError, match=r'"embedding" and decoder="linear".*one-hot'):
         SCVAE.load_query_data(query, linear)
@@ -389,6 +400,120 @@ def test_fractions_are_refused_by_a_likelihood_of_counts(small):
     query.X = query.X * 0.5
     with pytest.raises(ValueError, match="whole number"):
         SCVAE.load_query_data(query, reference)
+
+
+@pytest.fixture(scope="module")
+def with_novel_cells():
+    """A reference without one of four types, which differ by markers, and new cells of all; batches have no effect."""
+    rng = np.random.default_rng(0)
+    shares = (0.05 + rng.gamma(0.5, 1, 120)) * np.exp(0.3 * rng.normal(size=(4, 120)))
+    for kind in range(4):
+        shares[:, kind * 10 : (kind + 1) * 10] = 0.2 * shares.mean()
+        shares[kind, kind * 10 : (kind + 1) * 10] = 8 * shares.mean()
+    shares /= shares.sum(1, keepdims=True)
+
+    def draw(batch, types):
+        mean = 1500 * shares[types] * rng.gamma(10, 0.1, (len(types), 120))
+        obs = pd.DataFrame({"batch": batch, "type": types}, index=[f"{batch}_{i}" for i in range(len(types))])
+        return AnnData(sp.csr_matrix(rng.poisson(mean).astype(np.float32)), obs=obs)
+
+    cells = ad.concat([draw(batch, rng.integers(0, 3, 500)) for batch in ("a", "b")])
+    query = draw("new", np.where(rng.random(500) < 0.25, 3, rng.integers(0, 3, 500)))
+    SCVAE.setup_anndata(cells, batch_key="batch")
+    reference = SCVAE(cells, n_latent=5)
+    reference.train(**QUIET)
+    return reference, query, (query.obs["type"] == 3).to_numpy(), shares
+
+
+def _log_share_of_markers(model, query, shares):
+    """Log ratio of decoded and true expression of the novel type's markers, in cells of a known type."""
+    of_known = (query.obs["type"] == 0).to_numpy()
+    decoded = model.get_normalized_expression(query, key_added=None).to_numpy()[of_known].mean(0)
+    return np.log(decoded[30:40] / shares[0, 30:40]).mean()
+
+
+def test_cells_of_a_type_that_the_reference_lacks_do_not_pass_for_an_effect_of_the_batch(with_novel_cells):
+    reference, query, is_novel, shares = with_novel_cells
+    mapped = SCVAE.load_query_data(query, reference)
+    with pytest.warns(UserWarning, match=r"\d+ of 500 new cells \(2\d%\) are unlike all that the reference describes"):
+        mapped.train(**QUIET)
+    left_out = query.obs_names.isin(mapped.novel_cells)
+    assert left_out[is_novel].mean() > 0.95
+    assert left_out[~is_novel].mean() < 0.02
+    assert abs(_log_share_of_markers(mapped, query, shares)) < 0.2
+    # With all cells they do, which is what this is for.
+    all_cells = SCVAE.load_query_data(query, reference, exclude_novel=False)
+    all_cells.train(**QUIET)
+    assert len(all_cells.novel_cells) == 0
+    assert _log_share_of_markers(all_cells, query, shares) > 1
+    mapped.adata = reference.adata
+    frame = mapped.get_novelty(query, n_replicates=20, key_added=None).to_frame()
+    assert (frame["elbo_p"] < 0.05)[is_novel].mean() > 0.9
+    assert (frame["elbo_p"] < 0.05)[~is_novel].mean() < 0.1
+
+
+def test_novel_cells_are_left_out_again_by_a_model_that_was_saved(with_novel_cells, tmp_path):
+    reference, query, is_novel, _ = with_novel_cells
+    mapped = SCVAE.load_query_data(query, reference)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mapped.train(max_steps=100, **QUIET)
+        mapped.save(tmp_path / "mapped")
+        loaded = SCVAE.load(tmp_path / "mapped", query)
+        assert loaded.novel_cells.equals(mapped.novel_cells)
+        loaded.train(max_steps=20, **QUIET)
+    assert query.obs_names.isin(loaded.novel_cells)[is_novel].mean() > 0.95
+
+
+def test_training_goes_on_from_the_shifts_that_were_trained(small):
+    reference, _, query = small
+    mapped = SCVAE.load_query_data(query, reference, exclude_novel=False)
+    mapped.train(max_steps=200, train_size=1.0, **QUIET)
+    before = {name: value.clone() for name, value in mapped.module.state_dict().items()}
+    # Steps so small that nothing can come back that a new start would have taken away.
+    mapped.train(max_steps=1, learning_rate=1e-9, **QUIET)
+    for name, value in mapped.module.state_dict().items():
+        torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
+
+
+def test_batches_without_cells_to_train_on_keep_what_was_learned_of_them():
+    adata = synthetic_counts(400, 30, n_types=3, n_batches=4)
+    cells, query = parts(adata, "batch_2", "batch_3")
+    mapped = SCVAE.load_query_data(query, trained(cells))
+    mapped.train(max_steps=100, **QUIET)
+    first, second = parts(query, "batch_3")
+    before = mapped.get_elbo(second)
+    mapped.adata = first
+    mapped.train(max_steps=50, **QUIET)
+    assert mapped.get_elbo(second) == pytest.approx(before, rel=1e-6)
+    mapped.adata = cells
+    with pytest.raises(ValueError, match=r"None of the cells to train on is of a new batch.*'batch_2', 'batch_3'"):
+        mapped.train(max_steps=5, **QUIET)
+
+
+def test_a_batch_that_comes_later_starts_later():
+    adata = synthetic_counts(400, 30, n_types=3, n_batches=4)
+    cells, query = parts(adata, "batch_2", "batch_3")
+    first, second = parts(query, "batch_3")
+    reference = trained(cells)
+    mapped = SCVAE.load_query_data(query, reference)
+    mapped.adata = first
+    mapped.train(max_steps=100, **QUIET)
+    with pytest.raises(RuntimeError, match="not trained on all of its new batches"):
+        SCVAE.load_query_data(synthetic_counts(40, 30).copy(), mapped)
+    untrained = mapped.get_elbo(second)
+    mapped.adata = second
+    # One step from there is nearly the start, which is most of the way.
+    mapped.train(max_steps=1, learning_rate=1e-9, **QUIET)
+    assert mapped.get_elbo(second) > untrained + 1
+
+
+def test_two_cells_are_enough(small):
+    reference, _, query = small
+    mapped = SCVAE.load_query_data(query[:2].copy(), reference)
+    mapped.train(max_steps=50, **QUIET)
+    mapped.train(max_steps=5, batch_size=1, **QUIET)
+    assert np.isfinite(mapped.get_elbo(query))
 
 
 @pytest.fixture(scope="module")
