@@ -144,6 +144,7 @@ def test_gradients_of_the_minibatch_before_are_replaced():
         {"proteins_measured": ((True, True),) * 2},
         {"n_known_labels": 2},
         {"peaks_measured": (True, True), "n_peaks": 3},
+        {"n_shifted_batches": 1},
     ],
     ids=lambda options: ", ".join(f"{name}={value}" for name, value in options.items()),
 )
@@ -174,6 +175,7 @@ def test_every_option_of_the_vae_has_been_thought_of():
         "n_known_labels",
         "peaks_measured",
         "n_peaks",
+        "n_shifted_batches",
     }
     assert set(inspect.signature(VAE).parameters) == sizes | derived | left_to_the_graph
 
