@@ -54,7 +54,7 @@ DATASETS = (
     "kang_ifnb_muscat1556",
     "kang_ifnb_2000",
 )
-NOVEL_DATASETS = ("pbmc_3tech_1767genes", "pbmc_batches")
+NOVEL_DATASETS = ("pbmc_3tech_1767genes",)
 UNLABELLED = ("unlabelled", "unknown", "nan")
 FEWEST_CELLS, FEWEST_OF_TYPE, FEWEST_NOVEL = 50, 15, 20
 N_NEIGHBORS, N_MIXED = 15, 30
@@ -99,7 +99,11 @@ class Task:
         self.trained = None
         labels = adata.obs[self.labels_key].astype(str)
         is_new = (adata.obs[self.batch_key] == query).to_numpy()
-        reference = adata[~is_new & (labels != removed).to_numpy()].copy()
+        is_left = (labels != removed).to_numpy()
+        if removed:
+            # Cells without a label may be of that type.
+            is_left &= ~labels.isin(UNLABELLED).to_numpy()
+        reference = adata[~is_new & is_left].copy()
         sizes = reference.obs[self.batch_key].astype(str).map(reference.obs[self.batch_key].astype(str).value_counts())
         self.reference = reference[(sizes > 1).to_numpy()].copy()
         self.query = adata[is_new].copy()
