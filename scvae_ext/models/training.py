@@ -204,7 +204,7 @@ class TrainingMixin(ModelCore):
         self.train_indices, self.validation_indices, self.test_indices = split
         if not self.is_trained:
             self._initialise(source, train)
-        train, validation = self._trained_cells(source, train, validation)
+        train, validation = self._trained_cells(source, train, validation, may_leave_out=datamodule is None)
 
         def run(trainable: Trainable, plan: TrainingPlan) -> bool:
             view = self._view(trainable)
@@ -268,9 +268,17 @@ class TrainingMixin(ModelCore):
         """Do what has to be done however training ended."""
 
     def _trained_cells(
-        self, source: CellSource, train: Int[np.ndarray, "train"], validation: Int[np.ndarray, "validation"]
+        self,
+        source: CellSource,
+        train: Int[np.ndarray, "train"],
+        validation: Int[np.ndarray, "validation"],
+        *,
+        may_leave_out: bool,
     ) -> tuple[Int[np.ndarray, "trained"], Int[np.ndarray, "scored"]]:
-        """Return the cells to train on and those to score, of the cells that the split gives."""
+        """Return the cells to train on and those to score, of the cells that the split gives.
+
+        All of them where none may be left out, because they come from elsewhere.
+        """
         return train, validation
 
     def _weight_decay(self, given: float | None, n_train: int) -> float:

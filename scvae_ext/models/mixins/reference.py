@@ -156,7 +156,12 @@ class ReferenceMixin(VAEModel):
 
     @override
     def _trained_cells(
-        self, source: CellSource, train: Int[np.ndarray, "train"], validation: Int[np.ndarray, "validation"]
+        self,
+        source: CellSource,
+        train: Int[np.ndarray, "train"],
+        validation: Int[np.ndarray, "validation"],
+        *,
+        may_leave_out: bool,
     ) -> tuple[Int[np.ndarray, "trained"], Int[np.ndarray, "scored"]]:
         n_reference = self._n_reference_batches
         if n_reference is None:
@@ -166,7 +171,7 @@ class ReferenceMixin(VAEModel):
         if not self._batches:
             names = shorten(self.registry.batch_categories[n_reference:])
             raise ValueError(
-                f"None of the cells to train on is of a new batch, and nothing else is trained: set model.adata to an "
+                "None of the cells to train on is of a new batch, and nothing else is trained: set model.adata to an "
                 f"AnnData that has cells of {names}."
             )
         fresh = [code for code in self._batches if code not in self._started]
@@ -177,7 +182,7 @@ class ReferenceMixin(VAEModel):
         asked = np.concatenate([train, validation])
         asked = asked[of_new[asked]]
         novel = np.zeros(source.n_cells, dtype=bool)
-        if self._excludes_novel and self.module.likelihood.for_counts:
+        if may_leave_out and self._excludes_novel and self.module.likelihood.for_counts:
             with evaluating(self.module):
                 z = standardised_elbo(self.module, Cells(source, asked, self.device), self.seed)
             novel[asked] = ~are_described(z, batch[asked])
