@@ -89,9 +89,11 @@ def align(
     matrix = open_counts(adata, layer, _gene_positions(adata, registry, fill_missing_genes), registry.n_genes)
     facts = scan_counts(matrix.chunks(), adata.obs_names, pd.Index(registry.var_names), layer.where)
     require_filled_cells(facts, adata.obs_names, layer.where)
+    names = adata.obs_names
     return CellSource(
         registry,
-        adata.obs_names,
+        # That is what a lazy AnnData calls an index without a name, from anndata 0.13 on.
+        names.rename(None) if names.name == "_index" else names,
         matrix,
         facts,
         torch.from_numpy(batch),
