@@ -142,7 +142,7 @@ def without_shifts():
 
     def keep_all_but_columns(view):
         keep_fixed(view)
-        for shifts in shifts_of_batches(view.vae, view.batches):
+        for shifts in shifts_of_batches(view.vae, view.batches, view.n_reference):
             shifts.weight.grad[:, shifts.columns] = 0
 
     reference.start_new_batches, KeptReference.keep_fixed = lambda *_: None, keep_all_but_columns

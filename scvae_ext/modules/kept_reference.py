@@ -52,7 +52,7 @@ class KeptReference(Trainable):
         super().__init__()
         self.bound = bound
         self.monitor, self.monitor_mode = bound.monitor, bound.monitor_mode
-        self.batches = tuple(batches)
+        self.batches, self.n_reference = tuple(batches), n_reference
         from_end = [batch - vae.covariates.n_batches for batch in batches]
         self._new: list[nn.Parameter] = []
         self._columns: list[tuple[nn.Parameter, list[int]]] = []
@@ -92,7 +92,7 @@ class KeptReference(Trainable):
     def log_prior(self) -> Float[Tensor, ""]:
         parts = [
             -0.5 * ((shifts.values() - shifts.start) / SHIFT_STD).square().sum()
-            for shifts in shifts_of_batches(self.vae, self.batches)
+            for shifts in shifts_of_batches(self.vae, self.batches, self.n_reference)
         ]
         parts += [
             -0.5 * ((weight[:, columns] - self.get_buffer(f"mean_{position}")) / COLUMN_STD).square().sum()
@@ -146,7 +146,7 @@ class BatchShifts:
         self.weight[:, self.columns] = values.to(self.weight.dtype)
 
 
-def shifts_of_batches(vae: VAE, batches: Sequence[int]) -> list[BatchShifts]:
+def shifts_of_batches(vae: VAE, batches: Sequence[int], n_reference: int) -> list[BatchShifts]:
     """Return what batches add to the log mean of genes, and after it to the log rate of peaks if there are any.
 
     Parameters
@@ -155,11 +155,13 @@ def shifts_of_batches(vae: VAE, batches: Sequence[int]) -> list[BatchShifts]:
         The VAE.
     batches
         Positions of batches, among those that have such shifts.
+    n_reference
+        Number of batches that are not new.
     """
     weight, n_batches = vae.mean_head.linear.weight, vae.covariates.n_batches
     if isinstance(vae.decoder, LinearDecoder):
         first = vae.n_latent + vae.covariates.batch_columns.start
-        before = weight[:, first : first + min(batches)].detach().mean(1, keepdim=True)
+        before = weight[:, first : first + n_reference].detach().mean(1, keepdim=True)
         return [BatchShifts(weight, [first + batch for batch in batches], before.expand(-1, len(batches)))]
     first = vae.decoder.n_out + vae.n_shifted_batches - n_batches
     columns = [first + batch for batch in batches]

@@ -48,7 +48,7 @@ def start_new_batches(
     n_groups
         Number of groups.
     """
-    shifts = shifts_of_batches(vae, batches)
+    shifts = shifts_of_batches(vae, batches, n_reference)
     for each in shifts:
         each.set(each.start)
     if vae.proteins is not None:

@@ -166,6 +166,9 @@ def test_the_prior_on_columns_of_a_linear_decoder_lies_at_the_mean_of_known_batc
     with torch.no_grad():
         weight[0, 5] += 1.0
     torch.testing.assert_close(view.log_prior(), vae.log_prior() - 0.5 / 0.5**2)
+    # Another new batch, whatever was learned of it, is none of those.
+    last = KeptReference(vae, vae, [3], N_KNOWN)
+    torch.testing.assert_close(last.log_prior(), vae.log_prior())
 
 
 def test_the_mode_of_training_does_not_reach_the_reference():
