@@ -81,8 +81,7 @@ class SparseCounts:
             The peaks, which take the place of genes.
         """
         device = peaks.peak_index.device
-        lengths = peaks.offsets.diff().to(device)
-        cell_index = torch.repeat_interleave(lengths, output_size=len(peaks.peak_index))
+        cell_index = torch.repeat_interleave(peaks.lengths, output_size=len(peaks.peak_index))
         values = torch.ones(len(cell_index), device=device)
         counts = cls(values, cell_index, peaks.peak_index.long(), len(peaks), peaks.n_peaks)
         if device.type == "cpu":

@@ -99,7 +99,12 @@ class AccessiblePeaks:
     @cached_property
     def n_accessible(self) -> CellValues:
         """Number of accessible peaks of each cell."""
-        return self.offsets.diff().to(self.peak_index.device, torch.float32)
+        return self.lengths.to(torch.float32)
+
+    @cached_property
+    def lengths(self) -> Int[Tensor, "cells"]:
+        """Number of accessible peaks of each cell as an integer, on their device; sent there once."""
+        return self.offsets.diff().to(self.peak_index.device, non_blocking=True)
 
 
 def _offsets(lengths: Int[Tensor, "cells"]) -> Int[Tensor, "offsets"]:

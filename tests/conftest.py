@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # numba, once scanpy has used it, sets the number of threads of OpenMP for torch as well.
     os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
+import elsewhere
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
@@ -18,6 +19,7 @@ from jaxtyping import config
 
 mpl.use("agg")
 typecheck.install()
+elsewhere.register()
 
 
 def pytest_collection_modifyitems(items):

@@ -24,6 +24,7 @@ from scvae_ext.diagnostics._paired_two_sample import CellFeatures, told_apart
 from scvae_ext.diagnostics.autoencoder_comparison import AutoencoderComparison, Contestant, Measured
 from scvae_ext.models import SCVAE, Autoencoder
 from scvae_ext.models.cells import evaluating
+from scvae_ext.random_state import seeded
 
 __all__ = ["ChosenCells", "choose_cells", "judge"]
 
@@ -105,16 +106,15 @@ def judge(vae: SCVAE, autoencoder: Autoencoder, cells: ChosenCells, n_samples: i
     halves: dict[str, OtherHalf] = {}
     lines: dict[str, LineMeasures] = {}
     # torch's distributions draw from the default generator alone.
-    with torch.random.fork_rng():
-        for name, (judged, model) in both.items():
-            torch.manual_seed(seed)
+    for name, (judged, model) in both.items():
+        with seeded(seed):
             errors[name] = {
                 which: _squared_errors(judged, model, positions, n_samples)
                 for which, positions in (("training_error", cells.like_them), ("held_out_error", cells.held_out))
             }
             halves[name] = predict_other_half(judged, model, cells.held_out, mean_cell, n_samples, seed)
             lines[name] = measure_lines(judged, model, cells.pairs, cells.others)
-        torch.manual_seed(seed)
+    with seeded(seed):
         aucs, made = _generated(vae, autoencoder, cells, seed)
     of_vae, of_autoencoder = halves["vae"], halves["autoencoder"]
     measures = {

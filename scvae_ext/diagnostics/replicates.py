@@ -14,6 +14,7 @@ from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.models.cells import Cells, evaluating
 from scvae_ext.modules import VAE
+from scvae_ext.random_state import seeded
 
 __all__ = ["N_BINS", "Latent", "Replicates", "draw_replicates"]
 
@@ -73,9 +74,7 @@ def draw_replicates(
     pit_counts = np.zeros(n_genes * N_BINS, dtype=np.int64)
     columns = torch.from_numpy(correlated).to(cells.device)
     rng = np.random.default_rng(seed)
-    with evaluating(module), torch.random.fork_rng():
-        # torch's distributions draw from the default generator alone.
-        torch.manual_seed(seed)
+    with evaluating(module), seeded(seed):  # torch's distributions draw from the default generator alone
         for _, minibatch in cells:
             observed = minibatch.counts.dense()
             of_genes.observe(observed)

@@ -23,6 +23,7 @@ from scvae_ext.models.output import check_out, write_pieces
 from scvae_ext.models.pieces import Pieces
 from scvae_ext.models.query import CellSelection, select_cells
 from scvae_ext.models.results import fingerprint, names_hash, weights_hash, write_result
+from scvae_ext.random_state import seeded
 
 if TYPE_CHECKING:
     from scvae_ext.modules import VAE, DeterministicAutoencoder
@@ -72,8 +73,7 @@ class ModelCore(ABC):
         self.train_indices: Int[np.ndarray, train] | None = None
         self.validation_indices: Int[np.ndarray, validation] | None = None
         self.test_indices: Int[np.ndarray, test] | None = None
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             self.module = self._make_module(registry, self._options)
         self.module.eval()
 

@@ -15,6 +15,7 @@ from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.models.cells import Cells, target_batches
 from scvae_ext.modules import VAE
+from scvae_ext.random_state import seeded
 
 __all__ = ["CorrelationType", "gene_correlation"]
 
@@ -102,9 +103,7 @@ def _draws(
         qz = module.encode(minibatch).qz
         target = target_batches(minibatch, batches)[0]
         for n_at_once in cells.samples_at_once(minibatch.n_cells, n_samples):
-            with torch.random.fork_rng():
-                # torch's distributions draw from the default generator alone.
-                torch.manual_seed(int(seeds.integers(2**31)))
+            with seeded(int(seeds.integers(2**31))):  # torch's distributions draw from the default generator alone
                 sample = qz.loc + qz.scale * torch.randn(n_at_once, *qz.loc.shape, device=cells.device)
                 hidden = module.decode_hidden(sample, minibatch, target)
                 if predictive:

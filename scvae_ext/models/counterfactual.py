@@ -21,6 +21,7 @@ from scvae_ext.models.intervals import Replicate
 from scvae_ext.models.settings import Setting
 from scvae_ext.models.state_shift import GroupedStates, mean_states, state_shift
 from scvae_ext.modules import VAE
+from scvae_ext.random_state import seeded
 
 __all__ = [
     "abducted_counts",
@@ -67,9 +68,7 @@ def abducted_counts(
     """
     draws: list[list[sp.csr_matrix]] = [[] for _ in range(n_samples)]
     columns = None if genes is None else torch.from_numpy(genes)
-    with torch.random.fork_rng():
-        # torch's Gamma and Poisson draw from the default generator alone.
-        torch.manual_seed(seed)
+    with seeded(seed):  # torch's Gamma and Poisson draw from the default generator alone
         for rows, minibatch in cells:
             move = 0.0 if shift is None else torch.from_numpy(shift[rows]).to(cells.device)
             posterior, changed = module.encode(minibatch), setting.apply(minibatch)

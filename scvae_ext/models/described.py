@@ -9,6 +9,7 @@ from scvae_ext.models.cells import Cells
 from scvae_ext.models.inference import latent_parameters
 from scvae_ext.models.novelty import elbo_of, replicate_of, without_labels
 from scvae_ext.modules import VAE
+from scvae_ext.random_state import seeded
 
 __all__ = ["are_described", "groups_of_states", "standardised_elbo"]
 
@@ -57,9 +58,7 @@ def standardised_elbo(module: VAE, cells: Cells, seed: int) -> Float[np.ndarray,
         Of all draws.
     """
     difference, spread = np.empty(len(cells)), np.empty(len(cells))
-    with torch.random.fork_rng():
-        # torch's distributions draw from the default generator alone.
-        torch.manual_seed(seed)
+    with seeded(seed):  # torch's distributions draw from the default generator alone
         for rows, given in cells:
             minibatch = without_labels(module, given)
             qz = module.encode(minibatch).qz

@@ -21,6 +21,7 @@ from scvae_ext.models.inference import draw_latent
 from scvae_ext.models.intervals import ATTEMPTS
 from scvae_ext.models.settings import Setting
 from scvae_ext.modules import VAE, LabelPrior
+from scvae_ext.random_state import seeded
 
 __all__ = ["Depth", "Drawn", "SourceOfStates", "as_anndata", "draw_cells", "fitted_depth"]
 
@@ -118,9 +119,7 @@ def draw_cells(
         If a cell gets no counts time and again.
     """
     rng, parts = np.random.default_rng(seed), []
-    with torch.random.fork_rng():
-        # torch's distributions draw from the default generator alone.
-        torch.manual_seed(seed)
+    with seeded(seed):  # torch's distributions draw from the default generator alone
         for rows, minibatch in cells:
             posterior = module.encode(minibatch) if like == "cells" else None
             if posterior is None:

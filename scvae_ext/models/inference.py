@@ -14,6 +14,7 @@ from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.models.cells import Cells, shared_noise, target_batches
 from scvae_ext.modules import VAE
+from scvae_ext.random_state import seeded
 
 __all__ = [
     "draw_latent",
@@ -258,9 +259,7 @@ def predictive_samples(
         Of what, how many, and their seed.
     """
     samples: list[list[sp.csr_matrix]] = [[] for _ in range(n_samples)]
-    with torch.random.fork_rng():
-        # torch's distributions draw from the default generator alone.
-        torch.manual_seed(seed)
+    with seeded(seed):  # torch's distributions draw from the default generator alone
         for _, minibatch in cells:
             posterior = module.encode(minibatch)
             for of_sample in samples:

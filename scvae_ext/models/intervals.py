@@ -18,6 +18,7 @@ from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.models.cells import Cells, target_batches
 from scvae_ext.modules import VAE
+from scvae_ext.random_state import seeded
 
 __all__ = [
     "Replicate",
@@ -63,6 +64,17 @@ class Replicate:
     cells: Cells
     latent: Float[np.ndarray, "cells latent"]
     mean_counts: Float[np.ndarray, "genes"]
+
+    def on(self, device: torch.device) -> "Replicate":
+        """Return it on the device of the model, which may have been moved since; its module is moved, not copied.
+
+        Parameters
+        ----------
+        device
+            The device.
+        """
+        self.module.to(device)
+        return replace(self, cells=replace(self.cells, device=device))
 
 
 def as_observed(minibatch: Minibatch) -> Sequence[Minibatch]:
@@ -188,9 +200,7 @@ def simulate_replicate(
     keys += [quantity.key for quantity in registry.continuous_covariates]
     latent = np.empty((len(cells), module.encoder.mean.out_features), dtype=np.float32)
     counts: list[sp.csr_matrix] = []
-    with torch.random.fork_rng():
-        # torch's distributions draw from the default generator alone.
-        torch.manual_seed(seed)
+    with seeded(seed):  # torch's distributions draw from the default generator alone
         for rows, minibatch in cells:
             posterior = module.encode(minibatch)
             sample = torch.normal(posterior.qz.loc, posterior.qz.scale)

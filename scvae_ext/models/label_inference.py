@@ -8,6 +8,7 @@ from torch import Tensor
 from scvae_ext.analysis import LabelCalibration, fit_label_calibration
 from scvae_ext.models.cells import Cells, shared_noise
 from scvae_ext.modules import VAE, LabelPrior
+from scvae_ext.random_state import seeded
 from scvae_ext.types import CellIndices, CellsByLatent
 
 __all__ = ["calibrate_labels", "label_probabilities", "labels_of"]
@@ -99,7 +100,7 @@ def _said_of(
 ) -> Float[np.ndarray, "held_out labels"]:
     """Return the probabilities of labels of some cells, by a prior that starts from the labels of others."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng():
+    with seeded(seed):
         other = LabelPrior(prior.n_labels, mean.shape[1], prior.n_per_label).to(mean.device)
     other.initialise(mean, variance, label, generator)
     noise = torch.randn(N_SAMPLES, 1, mean.shape[1], generator=generator).to(mean.device)

@@ -12,6 +12,7 @@ from scvae_ext.minibatch import Minibatch, SparseCounts
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.inference import latent_parameters
 from scvae_ext.modules import VAE, LabelPrior
+from scvae_ext.random_state import seeded
 
 __all__ = ["elbo_of", "novelty_of_cells", "replicate_of", "without_labels"]
 
@@ -70,9 +71,7 @@ def _scores(
     loc, scale = _states(module, known)
     elbo, log_total = np.empty(len(cells)), np.empty(len(cells))
     of_replicates, log_totals = np.empty((n_replicates, len(cells))), np.empty((n_replicates, len(cells)))
-    with torch.random.fork_rng():
-        # torch's distributions draw from the default generator alone.
-        torch.manual_seed(seed)
+    with seeded(seed):  # torch's distributions draw from the default generator alone
         for rows, minibatch in cells:
             minibatch = without_labels(module, minibatch)
             elbo[rows] = elbo_of(module, minibatch, n_samples)

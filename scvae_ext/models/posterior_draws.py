@@ -74,6 +74,8 @@ def posterior_draws(
 
 def _expression(module: VAE, hidden: Tensor, others: OtherGenes | None) -> Tensor:
     expression: Tensor = module.likelihood.expression(hidden)
+    # A mean of log-normalised values may be below zero, and is then none at all, of which there are no ratios.
+    expression = expression.clamp_min(torch.finfo(expression.dtype).tiny)
     return expression if others is None else torch.cat([expression, others.head(hidden)], dim=-1)
 
 

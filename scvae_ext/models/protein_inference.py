@@ -12,6 +12,7 @@ from scvae_ext.likelihoods import expected_rate_ratio
 from scvae_ext.minibatch import Minibatch, SparseCounts
 from scvae_ext.models.cells import Cells, shared_noise
 from scvae_ext.modules import VAE, ProteinModality
+from scvae_ext.random_state import seeded
 
 __all__ = ["foreground_probability", "protein_expression", "protein_samples", "weighted_batches"]
 
@@ -96,9 +97,7 @@ def protein_samples(
     """
     modality = _proteins_of(module)
     draws = np.empty((n_samples, len(cells), modality.n_proteins), dtype=np.float32)
-    with torch.random.fork_rng():
-        # torch's distributions draw from the default generator alone.
-        torch.manual_seed(seed)
+    with seeded(seed):  # torch's distributions draw from the default generator alone
         for rows, minibatch in cells:
             qz = module.encode(minibatch).qz
             for of_sample in draws:

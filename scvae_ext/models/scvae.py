@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from anndata import AnnData
 from torch import Tensor
 from typing_extensions import override
@@ -29,6 +28,7 @@ from scvae_ext.models.options import reject_unknown
 from scvae_ext.models.residual import FactorTest, add_factors, choose_cells, choose_factors
 from scvae_ext.modules import VAE, DecoderKind, LatentDistribution, PriorKind, Trainable
 from scvae_ext.nn import BatchRepresentation, DispersionKind, ZeroInflationKind
+from scvae_ext.random_state import seeded
 from scvae_ext.train import TrainingPlan
 from scvae_ext.train.history import History
 
@@ -207,8 +207,7 @@ class SCVAE(
             )
 
     def _with_factors(self, n_factors: int) -> VAE:
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             return build_vae(self.registry, self._options, n_factors).eval()
 
     @override

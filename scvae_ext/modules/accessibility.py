@@ -45,6 +45,8 @@ class AccessibilityModality(Modality):
         self.standardise = nn.BatchNorm1d(n_columns, affine=False)
         self.likelihood = AccessibilityLikelihood(n_hidden, n_peaks)
         self.register_buffer("measured", torch.tensor(measured, dtype=torch.bool))
+        # Known without asking the device.
+        self._all_measured = all(measured)
         self.register_buffer("mean_accessible", torch.ones(()))
 
     def initialise(self, peaks: AccessiblePeaks, batch: Tensor) -> None:
@@ -70,7 +72,7 @@ class AccessibilityModality(Modality):
         # A cell without a peak has zeros, and is not looked at. The root keeps sums as large as single weights.
         scale = self.mean_accessible.sqrt() / peaks.n_accessible.clamp_min(1)
         projected = self.projection(ones) * scale.unsqueeze(-1)
-        if bool(seen.all()):
+        if self._all_measured:
             return self._standardised(projected)
         columns = torch.zeros_like(projected)
         columns[seen] = self._standardised(projected[seen])

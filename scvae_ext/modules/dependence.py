@@ -88,8 +88,9 @@ def latent_kernel(latent: Float[Tensor, "cells latent"]) -> Float[Tensor, "cells
     length = latent.square().sum(-1)
     distance = (length.unsqueeze(0) + length.unsqueeze(1) - 2 * latent @ latent.T).clamp_min(0.0)
     n = len(latent)
-    above = torch.ones(n, n, dtype=torch.bool, device=latent.device).triu(1)
-    unit = distance.detach()[above].median().clamp_min(torch.finfo(latent.dtype).tiny ** 0.5)
+    # By position: how many a mask selects would have to be asked of a GPU.
+    row, column = torch.triu_indices(n, n, 1, device=latent.device)
+    unit = distance.detach()[row, column].median().clamp_min(torch.finfo(latent.dtype).tiny ** 0.5)
     kernels = [torch.exp(-distance / (2 * width * unit)) for width in SQUARED_WIDTHS]
     return torch.stack(kernels).mean(0)
 

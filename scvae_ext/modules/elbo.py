@@ -154,7 +154,9 @@ def log_ratio(output: VAEOutput, pz: Distribution | None = None) -> Float[Tensor
     log_qz = output.posterior.qz.log_prob(output.latent)
     ratio: Tensor
     if pz is None:
-        standard = Normal(torch.zeros_like(output.posterior.qz.loc), 1.0, validate_args=False)
+        # Both on their device: a number would be sent there.
+        zero, one = output.posterior.qz.loc.new_zeros(()), output.posterior.qz.loc.new_ones(())
+        standard = Normal(zero, one, validate_args=False)
         ratio = (standard.log_prob(output.latent) - log_qz).sum(-1)
     else:
         ratio = pz.log_prob(output.latent) - log_qz.sum(-1)

@@ -55,13 +55,13 @@ class KeptReference(Trainable):
         self.batches, self.n_reference = tuple(batches), n_reference
         from_end = [batch - vae.covariates.n_batches for batch in batches]
         self._new: list[nn.Parameter] = []
-        self._columns: list[tuple[nn.Parameter, list[int]]] = []
+        self._columns: list[tuple[nn.Parameter, slice | list[int]]] = []
         for place in batch_places(vae):
             if place.is_trained and isinstance(place.values, nn.Parameter):
                 self.register_buffer(f"mask_{len(self._new)}", place.mask_of(from_end), persistent=False)
                 self._new.append(place.values)
                 if place.is_of_layer and place.n_batches:
-                    columns = [place.first + batch for batch in batches]
+                    columns = _columns(place.first, batches)
                     known = place.values[:, place.first : place.first + n_reference].detach().mean(1, keepdim=True)
                     self.register_buffer(f"mean_{len(self._columns)}", known, persistent=False)
                     self._columns.append((place.values, columns))
@@ -127,7 +127,7 @@ class BatchShifts:
     """
 
     weight: Tensor
-    columns: list[int]
+    columns: slice | list[int]
     start: Float[Tensor, "features batches"]
 
     def values(self) -> Float[Tensor, "features batches"]:
@@ -162,8 +162,15 @@ def shifts_of_batches(vae: VAE, batches: Sequence[int], n_reference: int) -> lis
     if isinstance(vae.decoder, LinearDecoder):
         first = vae.n_latent + vae.covariates.batch_columns.start
         before = weight[:, first : first + n_reference].detach().mean(1, keepdim=True)
-        return [BatchShifts(weight, [first + batch for batch in batches], before.expand(-1, len(batches)))]
+        return [BatchShifts(weight, _columns(first, batches), before.expand(-1, len(batches)))]
     first = vae.decoder.n_out + vae.n_shifted_batches - n_batches
-    columns = [first + batch for batch in batches]
+    columns = _columns(first, batches)
     weights = [weight] if vae.accessibility is None else [weight, vae.accessibility.likelihood.log_rate.weight]
     return [BatchShifts(each, columns, torch.zeros_like(each[:, columns]).detach()) for each in weights]
+
+
+def _columns(first: int, batches: Sequence[int]) -> slice | list[int]:
+    """Return the columns of batches: as a slice where it can be, for a list would be sent to a GPU each time."""
+    start, stop = first + batches[0], first + batches[-1] + 1
+    is_range = list(batches) == list(range(batches[0], batches[0] + len(batches)))
+    return slice(start, stop) if is_range else [first + batch for batch in batches]

@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+from scvae_ext.random_state import seeded
+
 __all__ = ["kept_global_state", "seed_of_process"]
 
 # What Lightning, and cuBLAS for deterministic algorithms, set in the environment.
@@ -25,7 +27,7 @@ def kept_global_state(seed: int) -> Iterator[None]:
         Seed of the random draws within.
     """
     with ExitStack() as kept:
-        for context in (_quiet(), _torch_flags(), _random_state(seed)):
+        for context in (_quiet(), _torch_flags(), seeded(seed)):
             kept.enter_context(context)
         yield
 
@@ -44,18 +46,6 @@ def seed_of_process(seed: int, rank: int) -> int:
         return seed
     # An odd multiplier keeps the seeds of all processes apart, modulo 2^63.
     return (seed + rank * 0x9E3779B97F4A7C15) % 2**63
-
-
-@contextmanager
-def _random_state(seed: int) -> Iterator[None]:
-    """Seed all devices, and put their states back; never wake a GPU that nobody has used, lest none can be forked."""
-    was_awake = torch.cuda.is_initialized()
-    before = torch.initial_seed()
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if was_awake else []):
-        torch.manual_seed(seed)
-        yield
-    if not was_awake and torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(before)
 
 
 @contextmanager

@@ -45,19 +45,6 @@ def test_threads_environment_and_warnings_are_put_back_even_after_an_error(monke
     assert list(warnings.filters) == filters
 
 
-@pytest.mark.parametrize("awake", [False, True])
-def test_a_gpu_that_sleeps_is_not_woken(monkeypatch, awake):
-    asked, seeded = [], []
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: awake)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: asked.append(device) or torch.zeros(1))
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
-    with kept_global_state(0):
-        pass
-    assert asked == ([0, 1] if awake else [])
-
-
 def test_a_gpu_that_training_woke_gets_the_seed_of_the_user(monkeypatch):
     seeded, awake = [], [False]
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: awake[0])
