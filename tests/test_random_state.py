@@ -58,6 +58,7 @@ def test_nor_is_it_by_a_model_and_its_getters(monkeypatch):
     model.train(max_steps=5, accelerator="cpu", enable_progress_bar=False)
     model.posterior_predictive_sample()
     model.generate(20)
+    model.calibrate_intervals(train_options={"max_steps": 5, "accelerator": "cpu"})
     model.counterfactual({"batch": "batch_0"})
     model.get_novelty()
     model.get_feature_correlation_matrix()
