@@ -186,6 +186,24 @@ def test_batch_correction_removes_the_difference_between_batches(model, counts):
     assert named.mean() < 0.5 * plain.mean()
 
 
+def test_a_gene_that_the_model_expects_nothing_of(counts):
+    """The mean of log-normalised values is below zero, and expression none at all, of which there is no ratio."""
+    adata = counts.copy()
+    SCVAE.setup_anndata(adata)
+    model = SCVAE(adata, n_hidden=16, n_latent=3, gene_likelihood="normal")
+    model.train(max_steps=80, learning_rate=1e-2, weight_decay=0.0, enable_progress_bar=False)
+    expected = model.differential_expression(groupby="type")
+    with torch.no_grad():
+        model.module.likelihood.location.linear.bias[0] -= 100.0
+    assert (model.get_normalized_expression(gene_list=["gene0"], return_numpy=True, key_added=None) == 0).all()
+    result = model.differential_expression(groupby="type")
+    assert not result.isna().any(axis=None)
+    of_a = [table[table["group1"] == "a"] for table in (result, expected)]
+    assert 0 < of_a[0].loc["gene0", "lfc_mean"] < of_a[1].loc["gene0", "lfc_mean"]
+    others = [table.drop("gene0")["lfc_mean"].sort_index() for table in of_a]
+    np.testing.assert_allclose(*others, atol=0.1)
+
+
 def test_samples_are_replicates(model):
     table = model.differential_expression(groupby="type", group1="a", sample_key="donor", key_added=None)
     assert table.loc[[f"gene{i}" for i in range(N_CHANGED)], "is_de_fdr_0.05"].all()

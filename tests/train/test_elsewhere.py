@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 
 import scvae_ext as sv
 from scvae_ext.data import align, read_registry, setup_anndata
+from scvae_ext.train.data_module import CellDataModule
 from scvae_ext.train.device_cells import StreamedCells, load_cells
 
 BATCH = {"batch_key": "batch"}
@@ -168,6 +169,27 @@ def test_minibatches_are_cut_there_without_a_wait(cells, is_resident):
             for name in ("library_size", "batch", "categorical_covariates", "continuous_covariates", "proteins"):
                 torch.testing.assert_close(getattr(one, name).cpu(), getattr(other, name))
             torch.testing.assert_close(one.peaks.n_accessible.cpu(), other.peaks.n_accessible)
+
+
+@pytest.mark.parametrize("case", ["nb", "proteins", "peaks"])
+def test_training_from_cells_that_stay_there_sends_the_plan_of_a_block(cells, case, monkeypatch):
+    def resident(self):
+        if self._reader is None:
+            chosen = np.union1d(self.train, self.validation)
+            self._reader = load_cells(self.source, chosen, torch.device(DEVICE), 10**9)
+        return self._reader
+
+    expected = _train(_model(cells, case), case)
+    monkeypatch.setattr(CellDataModule, "reader", resident)
+    model = _model(cells, case)
+    with elsewhere() as device:
+        watched = Watched(device)
+        found = _train(model, case, strategy=strategy(), callbacks=[watched])
+    for waits, sent, n_updates in zip(watched.waits, watched.sent, watched.n_updates, strict=True):
+        assert waits == WAITS.get(case, []) * n_updates + ["_local_scalar_dense"]
+        assert sent == SENT.get(case, []) * n_updates
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["nb", "proteins", "peaks", "labels"])
