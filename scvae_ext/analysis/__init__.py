@@ -2,10 +2,11 @@
 
 from scvae_ext.analysis.abundance import AbundanceRatio, DifferentialAbundance, abundance_ratio
 from scvae_ext.analysis.aggregated_posterior import AggregatedPosterior
+from scvae_ext.analysis.comparison import Comparison
 from scvae_ext.analysis.contrasts import Contrast, CountContrast
 from scvae_ext.analysis.correlation import pearson_correlation, spearman_correlation
 from scvae_ext.analysis.counterfactual import Counterfactual, CounterfactualEffect
-from scvae_ext.analysis.differential_expression import Comparison, TestMode, change_table, count_table
+from scvae_ext.analysis.differential_expression import TestMode, change_table, count_table
 from scvae_ext.analysis.draws import PosteriorDraws
 from scvae_ext.analysis.fdr import expected_fdr
 from scvae_ext.analysis.intervals import (

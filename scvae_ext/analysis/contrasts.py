@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.special import xlogy
 from typing_extensions import override
 
-from scvae_ext.analysis.moments import GroupMoments
+from scvae_ext.analysis.estimates import GroupEstimates
 
 __all__ = ["Contrast", "CountContrast", "effective_exposure"]
 
@@ -73,18 +73,18 @@ class CountContrast(Contrast):
     freedom: Float[np.ndarray, "genes"]
 
     @classmethod
-    def from_moments(cls, moments: GroupMoments) -> Self:
+    def of(cls, groups: GroupEstimates) -> Self:
         """Compare two groups of cells.
 
         Parameters
         ----------
-        moments
-            Sums of group one, and of group two.
+        groups
+            What is known of group one, and of group two.
         """
-        exposure = effective_exposure(moments)
-        counts = moments.mean * exposure
+        exposure = effective_exposure(groups)
+        counts = groups.mean * exposure
         variance = 1.0 / exposure
-        cells = moments.n_measured - 1 + PRIOR_CELLS
+        cells = groups.n_measured - 1 + PRIOR_CELLS
         freedom = np.square(variance.sum(0)) / (np.square(variance) / cells).sum(0)
         return cls(counts[0], counts[1], exposure[0], exposure[1], freedom)
 
@@ -119,24 +119,24 @@ class CountContrast(Contrast):
         return log_likelihood
 
 
-def effective_exposure(moments: GroupMoments) -> Float[np.ndarray, "groups genes"]:
+def effective_exposure(groups: GroupEstimates) -> Float[np.ndarray, "groups genes"]:
     r"""Return the exposure at which independent counts would say as much about the mean of a group as its cells do.
 
-    That is :math:`e/\varphi` with the exposure of the moments and the overdispersion :math:`\varphi = v e^2 / \sum wx`,
-    the ratio of the sampling variance seen between cells to the one that the model expects. A gene that few cells
+    That is :math:`e/\varphi` with the exposure of the group and the overdispersion :math:`\varphi = v e / m`, the ratio
+    of the sampling variance seen between cells to that of Poisson counts. A gene that few cells
     express says little about it: it is averaged with that of all groups, and that with one, each prior counting for
     ten cells.
 
     Parameters
     ----------
-    moments
-        Sums of the groups.
+    groups
+        What is known of each.
     """
-    seen = (moments.observed > 0) & (moments.n_measured > 1)
+    seen = (groups.mean > 0) & (groups.n_measured > 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.where(seen, moments.variance * np.square(moments.exposure) / moments.observed, 1.0)
-    weight = np.where(seen, np.minimum(moments.n_expressing, moments.n_measured - 1), 0.0)
+        ratio = np.where(seen, groups.variance * groups.exposure / groups.mean, 1.0)
+    weight = np.where(seen, np.minimum(groups.n_expressing, groups.n_measured - 1), 0.0)
     common = ((ratio * weight).sum(0) + PRIOR_CELLS) / (weight.sum(0) + PRIOR_CELLS)
     overdispersion = (ratio * weight + PRIOR_CELLS * common) / (weight + PRIOR_CELLS)
-    exposure: Float[np.ndarray, "groups genes"] = moments.exposure / overdispersion
+    exposure: Float[np.ndarray, "groups genes"] = groups.exposure / overdispersion
     return exposure

@@ -1,29 +1,27 @@
 """Which genes differ between groups of cells, from sums over the cells of each."""
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from scvae_ext.analysis.between_samples import between_samples
+from scvae_ext.analysis.comparison import Comparison
 from scvae_ext.analysis.contrasts import Contrast, CountContrast
+from scvae_ext.analysis.estimates import group_estimates
 from scvae_ext.analysis.fdr import expected_fdr
 from scvae_ext.analysis.moments import GroupMoments
-from scvae_ext.analysis.replicates import SampleContrast
 from scvae_ext.analysis.shrinkage import fold_change_posterior
 
 __all__ = [
     "FEWEST_CELLS",
-    "Comparison",
     "TestMode",
     "bayes_factor",
     "change_table",
     "count_table",
     "measured_in_both",
-    "shortage_of_samples",
 ]
 
 TestMode = Literal["two", "three"]
@@ -39,29 +37,6 @@ SHARE_OF_CHANGE = 0.6
 EXTREMES = (0.0005, 0.9995)
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Two sets of units of cells to compare: groups, or the cells of a group in a sample.
-
-    Parameters
-    ----------
-    group1, group2
-        Names of the two.
-    one, two
-        Which units belong to them.
-    """
-
-    group1: str
-    group2: str
-    one: Bool[np.ndarray, "units"]
-    two: Bool[np.ndarray, "units"]
-
-    @property
-    def name(self) -> str:
-        """What is compared, in words."""
-        return f"{self.group1} vs {self.group2}"
-
-
 def change_table(
     moments: GroupMoments,
     comparison: Comparison,
@@ -70,6 +45,8 @@ def change_table(
     fdr_target: float,
     sample: Int[np.ndarray, "units"] | None = None,
     sample_names: Sequence[str] = (),
+    own: GroupMoments | None = None,
+    batch: Int[np.ndarray, "units"] | None = None,
     test_mode: TestMode = "three",
     levels: Sequence[float] = (),
     common_factor: bool = False,
@@ -92,6 +69,10 @@ def change_table(
         Sample of each unit, for samples as replicates; cells are the replicates where ``None``.
     sample_names
         Their names, for messages.
+    own, batch
+        The same sums with expression in the batch in which each cell was observed, and the batch of each unit, -1 where
+        it is not one to compare in: groups are compared within the batches that both have cells in, and by ``moments``
+        where they share none. ``None`` for no batches, or with samples.
     test_mode
         Whether up and down count as one kind of difference (``"two"``), or the likelier of the two (``"three"``).
     levels
@@ -116,6 +97,8 @@ def change_table(
             fdr_target=fdr_target,
             sample=sample,
             sample_names=sample_names,
+            own=None if own is None else own.of_genes(measured),
+            batch=batch,
             test_mode=test_mode,
             levels=levels,
             common_factor=common_factor,
@@ -123,13 +106,11 @@ def change_table(
         of_all = table.set_axis(np.flatnonzero(measured)).reindex(range(len(measured)))
         flag = f"is_de_fdr_{fdr_target}"
         return of_all.assign(**{flag: of_all[flag].eq(True)})
-    pooled = moments.merge(np.stack([comparison.one, comparison.two]).astype(np.float64))
-    if common_factor:
-        pooled = pooled.without_common_factor()
+    groups = group_estimates(moments, comparison, own, batch, common_factor)
     contrast: Contrast = (
-        CountContrast.from_moments(pooled)
+        CountContrast.of(groups)
         if sample is None
-        else _between_samples(moments, comparison, sample, sample_names, common_factor)
+        else between_samples(moments, comparison, sample, sample_names, common_factor)
     )
     posterior = fold_change_posterior(contrast)
     if delta is None:
@@ -147,8 +128,8 @@ def change_table(
             "proba_de": probability,
             "proba_not_de": 1.0 - probability,
             "bayes_factor": bayes_factor(probability),
-            "scale1": pooled.mean[0],
-            "scale2": pooled.mean[1],
+            "scale1": groups.mean[0],
+            "scale2": groups.mean[1],
             "delta": delta,
             "lfc_mean": posterior.mean,
             "lfc_median": posterior.quantile(0.5),
@@ -211,63 +192,3 @@ def bayes_factor(probability: Float[np.ndarray, "genes"]) -> Float[np.ndarray, "
     """
     log_odds: Float[np.ndarray, genes] = np.log(probability + EPSILON) - np.log(1.0 - probability + EPSILON)
     return log_odds
-
-
-def shortage_of_samples(comparison: Comparison, sample: Int[np.ndarray, "units"], names: Sequence[str]) -> str | None:
-    """Return in words why a comparison has too few samples, or ``None`` where they suffice.
-
-    Parameters
-    ----------
-    comparison
-        Which units to compare.
-    sample, names
-        Sample of each unit, and the names of the samples.
-    """
-    in_one, in_two = (np.unique(sample[members]) for members in (comparison.one, comparison.two))
-    if min(len(in_one), len(in_two)) >= 2:
-        return None
-    return (
-        f"{comparison.name}: with sample_key, samples are the replicates, but {comparison.group1!r} has cells of "
-        f"{_listed(in_one, names)} and {comparison.group2!r} of {_listed(in_two, names)}. Each group needs two "
-        "samples at least. Leave sample_key out to take cells as replicates, which says nothing about new samples."
-    )
-
-
-def _between_samples(
-    moments: GroupMoments,
-    comparison: Comparison,
-    sample: Int[np.ndarray, "units"],
-    names: Sequence[str],
-    common_factor: bool,
-) -> SampleContrast:
-    shortage = shortage_of_samples(comparison, sample, names)
-    if shortage is not None:
-        raise ValueError(shortage)
-    in_one, in_two = (np.unique(sample[members]) for members in (comparison.one, comparison.two))
-    shared = np.intersect1d(in_one, in_two)
-    paired = len(shared) >= 2
-    left_out = np.setxor1d(in_one, in_two) if paired else shared
-    if paired:
-        in_one = in_two = shared
-    if len(left_out):
-        named = _listed(left_out, names)
-        message = (
-            f"{len(shared)} samples are compared within themselves; left out, for lack of cells of one group: {named}"
-            if paired
-            else f"cells of both groups come from {named}, and are taken as independent"
-        )
-        warnings.warn(f"{comparison.name}: {message}.", UserWarning, stacklevel=5)
-
-    def of_samples(members: np.ndarray, chosen: np.ndarray) -> GroupMoments:
-        merged = moments.merge(((sample[None] == chosen[:, None]) & members[None]).astype(np.float64))
-        return merged.without_common_factor() if common_factor else merged
-
-    return SampleContrast.from_moments(
-        of_samples(comparison.one, in_one), of_samples(comparison.two, in_two), paired=paired
-    )
-
-
-def _listed(samples: Int[np.ndarray, "chosen"], names: Sequence[str]) -> str:
-    shown = ", ".join(repr(names[each]) for each in samples[:5])
-    more = ", ..." if len(samples) > 5 else ""
-    return f"{len(samples)} sample{'s' if len(samples) != 1 else ''} ({shown}{more})"

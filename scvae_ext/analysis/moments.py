@@ -18,6 +18,10 @@ CUT_AT, CUT_ABOVE = 3.0, 1.0
 # 1 / theta that real counts have at least, whatever the model says.
 LEAST_OVERDISPERSION = 0.2
 FEWEST_FOR_MEDIAN = 5
+# What the mean of a gene may be multiplied by before its counts are cut, and what makes the next one be taken.
+FACTORS = (1.0, 4.0, 16.0, 64.0)
+ENOUGH_ABOVE = 1.5
+OF_OBSERVED = ("observed", "observed_squared", "observed_expected", "expression_observed")
 # Total that raw counts are scaled to for the columns raw_normalized_mean.
 TARGET_TOTAL = 1e4
 
@@ -28,9 +32,11 @@ class GroupMoments:
 
     With counts :math:`x`, their mean under the model :math:`\mu = \ell\rho`, weights :math:`w = \theta/(\theta + \mu)`
     and expression :math:`\rho^*` in the batches that cells are compared in. Counts above
-    :math:`\mu + 3\sqrt{\mu + \mu^2/\theta} + 1` are cut there: single cells with very many counts of a gene would
-    otherwise decide about the mean of a group (Huber's winsorised residuals), with :math:`\theta` at most five. Sums of
-    raw counts are of all.
+    :math:`c\mu + 3\sqrt{c\mu + (c\mu)^2/\theta} + 1` are cut there: single cells with very many counts of a gene would
+    otherwise decide about the mean of a group (Huber's winsorised residuals), with :math:`\theta` at most five. The
+    factor c is 1 where the model expects about what there is, and otherwise the first of 4, 16 and 64 for which
+    :math:`\sum wx/\sum w\mu` of the counts that are cut so is at most :math:`1.5\,c`: cells that the model has not
+    seen may have far more of a gene than it expects. Sums of raw counts are of all.
 
     Parameters
     ----------
@@ -168,13 +174,33 @@ def group_moments(
         for field in fields(GroupMoments)
         if field.name != "n_cells"
     }
+    # What the sums of observed counts gain where they are cut higher.
+    gains = {name: torch.zeros(len(FACTORS) - 1, n_groups, n_genes, dtype=torch.float64) for name in OF_OBSERVED}
     for chunk in draws:
-        _add(sums, chunk, torch.from_numpy(group[chunk.rows]), n_groups)
+        _add(sums, gains, chunk, torch.from_numpy(group[chunk.rows]), n_groups)
+    _choose_cut(sums, gains)
     n_cells = np.bincount(group, minlength=n_groups).astype(np.float64)
     return GroupMoments(n_cells, **{name: values.numpy() for name, values in sums.items()})
 
 
-def _add(sums: dict[str, Tensor], chunk: PosteriorDraws, group: Int[Tensor, "cells"], n_groups: int) -> None:
+def _choose_cut(sums: dict[str, Tensor], gains: dict[str, Tensor]) -> None:
+    """Take the sums with the lowest cut that leaves enough above what is there, for each group and gene."""
+    decided = torch.zeros_like(sums["observed"], dtype=torch.bool)
+    observed = sums["observed"].clone()
+    for place, factor in enumerate(FACTORS[:-1]):
+        decided |= observed <= ENOUGH_ABOVE * factor * sums["expected"]
+        for name in OF_OBSERVED:
+            sums[name] += torch.where(decided, 0.0, gains[name][place])
+        observed += gains["observed"][place]
+
+
+def _add(
+    sums: dict[str, Tensor],
+    gains: dict[str, Tensor],
+    chunk: PosteriorDraws,
+    group: Int[Tensor, "cells"],
+    n_groups: int,
+) -> None:
     expression = chunk.expression.mean(0)
     fitted = expression if chunk.fitted is chunk.expression else chunk.fitted.mean(0)
     mean = fitted * chunk.depth
@@ -202,11 +228,11 @@ def _add(sums: dict[str, Tensor], chunk: PosteriorDraws, group: Int[Tensor, "cel
     # Counts are mostly zero: their sums run over the other entries alone.
     counts = chunk.counts
     at = (counts.cell_index, counts.gene_index)
-    mean_at = mean[at]
+    mean_at, weight_at = mean[at], weight[at]
     overdispersion = mean_at.new_zeros(()) if theta is None else 1.0 / theta.expand_as(mean)[at]
-    overdispersion = overdispersion.clamp_min(LEAST_OVERDISPERSION)
-    highest = mean_at + CUT_AT * (mean_at + overdispersion * mean_at.square()).sqrt() + CUT_ABOVE
-    observed = weight[at] * torch.minimum(counts.values, highest)
+    overdispersion = overdispersion.clamp_min(LEAST_OVERDISPERSION).expand_as(mean_at)
+    highest = _highest(mean_at, overdispersion)
+    observed = weight_at * torch.minimum(counts.values, highest)
     total = counts.sum_per_cell(counts.values)
     target = (group[counts.cell_index] * counts.n_genes + counts.gene_index).cpu()
     sparse = {
@@ -220,3 +246,25 @@ def _add(sums: dict[str, Tensor], chunk: PosteriorDraws, group: Int[Tensor, "cel
     }
     for name, values in sparse.items():
         sums[name].view(-1).index_add_(0, target, values.double().cpu())
+    # Few counts are cut, and only they gain.
+    cut = (counts.values > highest).nonzero().squeeze(-1)
+    value, mean_of, overdispersion_of, weight_of = (
+        each[cut] for each in (counts.values, mean_at, overdispersion, weight_at)
+    )
+    before, target, places = observed[cut], target[cut.cpu()], (at[0][cut], at[1][cut])
+    for place, factor in enumerate(FACTORS[1:]):
+        after = weight_of * torch.minimum(value, _highest(factor * mean_of, overdispersion_of))
+        gained = {
+            "observed": after - before,
+            "observed_squared": after.square() - before.square(),
+            "observed_expected": (after - before) * expected[places],
+            "expression_observed": (after - before) * expression[places],
+        }
+        for name, values in gained.items():
+            gains[name][place].view(-1).index_add_(0, target, values.double().cpu())
+        before = after
+
+
+def _highest(mean: Float[Tensor, "counts"], overdispersion: Float[Tensor, "counts"]) -> Float[Tensor, "counts"]:
+    """Return what counts are cut at."""
+    return mean + CUT_AT * (mean + overdispersion * mean.square()).sqrt() + CUT_ABOVE

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from scvae_ext.analysis.differential_expression import Comparison, bayes_factor
+from scvae_ext.analysis.comparison import Comparison
+from scvae_ext.analysis.differential_expression import bayes_factor
 
 __all__ = ["PairProbabilities"]
 

@@ -8,6 +8,7 @@ from scipy.special import digamma, gammaincinv, polygamma
 from typing_extensions import override
 
 from scvae_ext.analysis.contrasts import LN2, Contrast, effective_exposure
+from scvae_ext.analysis.estimates import pooled
 from scvae_ext.analysis.moments import GroupMoments
 
 __all__ = ["SampleContrast"]
@@ -17,6 +18,8 @@ ENOUGH_COUNTS = 5.0
 FEWEST_GENES = 20
 MOST_PRIOR_FREEDOM = 100.0
 LARGEST_VARIANCE = 25.0
+# Of the weight of the median sample, that of another.
+MOST_OF_MEDIAN = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +29,13 @@ class SampleContrast(Contrast):
     With the log2 mean expression :math:`y_j` of a group in sample j, whose variance has a part :math:`v_j` from the
     finite number of counts and a part :math:`\tau^2` between samples, the same for all genes,
 
-    .. math:: \hat\beta = \frac{\sum_j y_j/u_j}{\sum_j 1/u_j}, \qquad u_j = v_j + \tau^2, \qquad
-              \operatorname{Var}(\hat\beta) = \frac{\tilde\varphi}{\sum_j 1/u_j},
+    .. math:: \hat\beta = \frac{\sum_j h_j y_j}{\sum_j h_j}, \qquad h_j = \min\left(\frac1{u_j},
+              2 \operatorname{median}_i \frac1{u_i}\right), \qquad u_j = v_j + \tau^2, \qquad
+              \operatorname{Var}(\hat\beta) = \frac{\tilde\varphi}{\sum_j h_j},
 
     for the differences within samples where groups come from the same ones, and for each group where they do not.
+    No sample counts for more than two of the median one: where one has most of the cells, the others are too small to
+    show how samples differ (:math:`\tau^2` may come out as zero), and its own error would be taken for that of all.
     :math:`\tilde\varphi`, the spread between samples relative to what is expected, is moderated over genes as in limma
     (Smyth, Statistical Applications in Genetics and Molecular Biology 3, 3 (2004)).
 
@@ -60,7 +66,7 @@ class SampleContrast(Contrast):
         """
         n_one = len(one.n_cells)
         both = GroupMoments(**{name: np.concatenate([vars(one)[name], vars(two)[name]]) for name in vars(one)})
-        exposure = effective_exposure(both)
+        exposure = effective_exposure(pooled(both))
         # Half a count keeps the logarithm finite; the same for all samples, so that it makes no difference by itself.
         pseudo = 0.5 / np.minimum(exposure[:n_one].mean(0), exposure[n_one:].mean(0))
         shifted = both.mean + pseudo
@@ -75,7 +81,8 @@ class SampleContrast(Contrast):
             groups = [(value[:n_one], counting[:n_one]), (value[n_one:], counting[n_one:])]
         freedom = sum(len(values) - 1 for values, _ in groups)
         between = _variance_between(groups, freedom, counted)
-        means, precisions, spread = _weighted(groups, between, freedom)
+        spread = _spread(groups, between, freedom)
+        means, precisions = zip(*(_mean(*group, between) for group in groups), strict=True)
         prior_spread, prior_freedom = _moderation(spread[counted], freedom)
         moderated = (prior_freedom * prior_spread + freedom * spread) / (prior_freedom + freedom)
         variance = moderated * sum(1 / precision for precision in precisions)
@@ -104,20 +111,24 @@ class SampleContrast(Contrast):
 Groups = list[tuple[np.ndarray, np.ndarray]]
 
 
-def _weighted(
-    groups: Groups, between: float, freedom: int
-) -> tuple[list[np.ndarray], list[np.ndarray], Float[np.ndarray, "genes"]]:
-    """Return mean and precision of each group, and the squared deviations from the means, relative to expectation."""
-    means, precisions = [], []
+def _spread(groups: Groups, between: float, freedom: int) -> Float[np.ndarray, "genes"]:
+    """Return the squared deviations from the means of the groups, relative to expectation."""
     spread = np.zeros(groups[0][0].shape[1])
     for value, counting in groups:
         weight = 1.0 / (counting + between)
-        precision = weight.sum(0)
-        mean = (weight * value).sum(0) / precision
+        mean = (weight * value).sum(0) / weight.sum(0)
         spread += (weight * np.square(value - mean)).sum(0)
-        means.append(mean)
-        precisions.append(precision)
-    return means, precisions, spread / freedom
+    return spread / freedom
+
+
+def _mean(
+    value: Float[np.ndarray, "samples genes"], counting: Float[np.ndarray, "samples genes"], between: float
+) -> tuple[Float[np.ndarray, "genes"], Float[np.ndarray, "genes"]]:
+    """Return the mean of a group and its precision, no sample counting for more than two of the median one."""
+    weight = 1.0 / (counting + between)
+    weight = np.minimum(weight, MOST_OF_MEDIAN * np.median(weight, axis=0))
+    precision = weight.sum(0)
+    return (weight * value).sum(0) / precision, precision
 
 
 def _variance_between(groups: Groups, freedom: int, counted: np.ndarray) -> float:
@@ -126,7 +137,7 @@ def _variance_between(groups: Groups, freedom: int, counted: np.ndarray) -> floa
     goal = 2 * float(gammaincinv(freedom / 2, 0.5)) / freedom
 
     def excess(between: float) -> float:
-        return float(np.median(_weighted(groups, between, freedom)[2][counted]) - goal)
+        return float(np.median(_spread(groups, between, freedom)[counted]) - goal)
 
     low, high = 0.0, LARGEST_VARIANCE
     if excess(low) <= 0:

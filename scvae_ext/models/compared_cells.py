@@ -9,7 +9,8 @@ import pandas as pd
 from jaxtyping import Bool, Int
 
 from scvae_ext.analysis import Comparison
-from scvae_ext.analysis.differential_expression import FEWEST_CELLS, shortage_of_samples
+from scvae_ext.analysis.between_samples import shortage_of_samples
+from scvae_ext.analysis.differential_expression import FEWEST_CELLS
 from scvae_ext.models.groups import REST, GroupPair, Groups, select_groups, select_samples
 from scvae_ext.models.query import CellSelection
 
@@ -18,7 +19,7 @@ __all__ = ["GroupQuestion", "Units", "large_enough", "make_units"]
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Cells of a group, or of a group in a sample, whose sums are kept apart.
+    """Cells of a group, or of a group in a sample or batch, whose sums are kept apart.
 
     Parameters
     ----------
@@ -30,12 +31,15 @@ class Units:
         Sample of each unit, ``None`` where cells are the replicates.
     sample_names
         Names of the samples.
+    batch
+        Batch of each unit, ``None`` where those of a group are summed together.
     """
 
     of_cell: Int[np.ndarray, "cells"]
     group: Int[np.ndarray, "units"]
     sample: Int[np.ndarray, "units"] | None
     sample_names: tuple[str, ...]
+    batch: Int[np.ndarray, "units"] | None = None
 
     def comparison(self, pair: GroupPair, names: Sequence[str]) -> Comparison:
         """Return which units a pair of groups consists of.
@@ -71,7 +75,12 @@ class GroupQuestion:
     idx2: CellSelection | str | None
     sample_key: str | None
 
-    def units(self, obs: pd.DataFrame, usable: Bool[np.ndarray, "cells"] | None = None) -> tuple[Groups, Units]:
+    def units(
+        self,
+        obs: pd.DataFrame,
+        usable: Bool[np.ndarray, "cells"] | None = None,
+        batch: Int[np.ndarray, "cells"] | None = None,
+    ) -> tuple[Groups, Units]:
         """Return the groups, and the cells whose sums are kept apart.
 
         Parameters
@@ -80,6 +89,8 @@ class GroupQuestion:
             All cells.
         usable
             Cells that say something; the others are left out. All where ``None``.
+        batch
+            Batch of each cell, for groups that are compared within batches; with samples, those are compared.
 
         Raises
         ------
@@ -90,11 +101,15 @@ class GroupQuestion:
         if usable is not None:
             groups = replace(groups, of_cell=np.where(usable, groups.of_cell, -2))
         samples = None if self.sample_key is None else select_samples(obs, self.sample_key)
-        return groups, make_units(groups, samples)
+        return groups, make_units(groups, samples, batch)
 
 
-def make_units(groups: Groups, samples: tuple[Int[np.ndarray, "cells"], tuple[str, ...]] | None) -> Units:
-    """Split cells by group, and by sample where samples are the replicates.
+def make_units(
+    groups: Groups,
+    samples: tuple[Int[np.ndarray, "cells"], tuple[str, ...]] | None,
+    batch: Int[np.ndarray, "cells"] | None = None,
+) -> Units:
+    """Split cells by group, and by sample where samples are the replicates, or else by batch where it is given.
 
     Parameters
     ----------
@@ -102,15 +117,19 @@ def make_units(groups: Groups, samples: tuple[Int[np.ndarray, "cells"], tuple[st
         Groups of the cells.
     samples
         Sample of each cell, and the names of the samples.
+    batch
+        Batch of each cell.
     """
     used = groups.of_cell >= -1
     of_cell = np.full(len(used), -1, dtype=np.int64)
-    if samples is None:
+    codes, names = (batch, ()) if samples is None else samples
+    if codes is None:
         found, of_cell[used] = np.unique(groups.of_cell[used], return_inverse=True)
         return Units(of_cell, found, None, ())
-    codes, names = samples
     keys = np.stack([groups.of_cell, codes], axis=1)[used]
     both, of_cell[used] = np.unique(keys, axis=0, return_inverse=True)
+    if samples is None:
+        return Units(of_cell, both[:, 0], None, (), batch=both[:, 1])
     return Units(of_cell, both[:, 0], both[:, 1], names)
 
 

@@ -22,6 +22,7 @@ from scvae_ext.analysis import (
     rank_genes_groups,
 )
 from scvae_ext.analysis.differential_expression import FEWEST_CELLS
+from scvae_ext.analysis.estimates import in_shared_batches
 from scvae_ext.data import make_actual, record_result
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.compared_cells import Units, large_enough
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 DifferentialMode = Literal["change", "vanilla"]
+# Decimal places of a probability by which genes are put in order.
+PLACES = 6
 # Of cells, batches, number of draws and seed, as posterior_draws takes them after the module.
 Draw: TypeAlias = Callable[..., Iterator[PosteriorDraws]]
 
@@ -125,8 +128,22 @@ def compare_groups(
     comparisons = large_enough(groups, units, options.leave_out_small)
     positions = np.flatnonzero(units.of_cell >= 0)
     used = replace(cells, positions=positions)
-    draws = draw(used, options.batches, options.n_samples, options.seed)
-    moments = group_moments(draws, units.of_cell[positions], len(units.group), n_genes)
+
+    def sums(batches: Sequence[int]) -> GroupMoments:
+        draws = draw(used, batches, options.n_samples, options.seed)
+        return group_moments(draws, units.of_cell[positions], len(units.group), n_genes)
+
+    own = batch = None
+    if units.batch is not None:
+        own = sums([])
+        batch = np.where(np.isin(units.batch, options.batches), units.batch, -1)
+    # Cells have to be decoded in other batches only where groups share none.
+    is_enough = (
+        own is not None
+        and batch is not None
+        and all(in_shared_batches(own, comparison, batch)[1].all() for comparison in comparisons)
+    )
+    moments = own if is_enough and own is not None else sums(options.batches)
     pairs = _pair_probabilities(draw, used, units, moments, options) if options.mode == "vanilla" else None
     tables = {}
     for comparison in comparisons:
@@ -138,6 +155,8 @@ def compare_groups(
                 fdr_target=options.fdr_target,
                 sample=units.sample,
                 sample_names=units.sample_names,
+                own=own,
+                batch=batch,
                 test_mode=options.test_mode,
                 levels=options.levels,
                 common_factor=options.common_factor,
@@ -155,15 +174,23 @@ def compare_groups(
 
 
 def sorted_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return all comparisons in one table, the likeliest genes of each first.
+    """Return all comparisons in one table, the likeliest genes of each first, of equals those that go up.
 
     Parameters
     ----------
     tables
         The table of each.
     """
-    key = "proba_de" if "proba_de" in next(iter(tables.values())) else "bayes_factor"
-    return pd.concat([table.sort_values(key, ascending=False, kind="stable") for table in tables.values()])
+    parts = []
+    for table in tables.values():
+        if "proba_de" in table:
+            # Many are equal to one within a rounding error.
+            keys = table["proba_de"].round(PLACES), table["lfc_mean"] / table["lfc_std"]
+        else:
+            keys = (table["bayes_factor"],)
+        order = np.lexsort([-key.to_numpy() for key in keys[::-1]])  # what is missing comes last
+        parts.append(table.iloc[order])
+    return pd.concat(parts)
 
 
 def write_ranking(adata: AnnData, key: str, tables: Mapping[str, pd.DataFrame], provenance: Mapping[str, Any]) -> None:

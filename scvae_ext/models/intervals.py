@@ -73,6 +73,8 @@ class Replicate:
         device
             The device.
         """
+        if self.cells.device == device:
+            return self
         self.module.to(device)
         return replace(self, cells=replace(self.cells, device=device))
 

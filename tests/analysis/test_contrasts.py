@@ -5,6 +5,7 @@ from scipy import stats
 
 from scvae_ext.analysis import CountContrast
 from scvae_ext.analysis.contrasts import effective_exposure
+from scvae_ext.analysis.estimates import pooled
 
 LARGE = 1e9
 
@@ -54,7 +55,7 @@ def _poisson(rng, overdispersion=None, n_cells=400, n_genes=200):
 def test_poisson_counts_count_one_each():
     counts, expression = _poisson(np.random.default_rng(0))
     moments = moments_of(counts, expression, np.arange(400) % 2)
-    ratio = effective_exposure(moments) / moments.exposure
+    ratio = effective_exposure(pooled(moments)) / moments.exposure
     # Given the total of a cell, a gene's count is binomial, with a variance below its mean by one part in 200.
     assert np.median(ratio) == pytest.approx(1.0, abs=0.03)
     assert ratio.std() < 0.15
@@ -65,17 +66,17 @@ def test_overdispersed_counts_count_less():
     counts, expression = _poisson(rng, overdispersion=3.0)
     # A model that knows of it expects what there is, or a little more, as the largest counts are cut.
     known = moments_of(counts, expression, np.arange(400) % 2, theta=1 / 3)
-    assert 1.0 < np.median(effective_exposure(known) / known.exposure) < 1.4
+    assert 1.0 < np.median(effective_exposure(pooled(known)) / known.exposure) < 1.4
     # One that does not is corrected.
     unknown = moments_of(counts, expression, np.arange(400) % 2)
-    assert np.median(effective_exposure(unknown) / unknown.exposure) < 0.5
+    assert np.median(effective_exposure(pooled(unknown)) / unknown.exposure) < 0.5
 
 
 def test_evidence_against_no_difference_is_as_rare_as_it_says():
     rng = np.random.default_rng(2)
     counts, expression = _poisson(rng, overdispersion=1.0, n_cells=120, n_genes=2000)
     group = (np.arange(120) >= 30).astype(int)
-    contrast = CountContrast.from_moments(moments_of(counts, expression, group, theta=1.0))
+    contrast = CountContrast.of(pooled(moments_of(counts, expression, group, theta=1.0)))
     log_likelihood = contrast.log_likelihood(np.zeros((2000, 1)))[:, 0]
     deviance = contrast.freedom * np.expm1(-2 * log_likelihood / (contrast.freedom + 1))
     probability = stats.f.sf(deviance, 1, contrast.freedom)
@@ -85,6 +86,6 @@ def test_evidence_against_no_difference_is_as_rare_as_it_says():
 
 def test_groups_of_two_cells_stay_finite():
     counts = np.array([[3, 0, 1], [2, 0, 5], [1, 0, 1], [0, 0, 2]])
-    contrast = CountContrast.from_moments(moments_of(counts, np.full((4, 3), 1 / 3), [0, 0, 1, 1]))
+    contrast = CountContrast.of(pooled(moments_of(counts, np.full((4, 3), 1 / 3), [0, 0, 1, 1])))
     assert np.isfinite(contrast.log_likelihood(np.array([[-1.0, 0.0, 1.0]] * 3))).all()
     assert (contrast.freedom < 25).all()

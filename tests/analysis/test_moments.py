@@ -112,6 +112,20 @@ def test_single_cells_with_very_many_counts_do_not_decide():
     assert outlier.counts[0, 0] == counts[:, 0].sum()
 
 
+@pytest.mark.parametrize("factor", [3.0, 10.0, 40.0])
+def test_cells_that_have_far_more_than_the_model_expects_are_not_cut(factor):
+    rng = np.random.default_rng(4)
+    expression = np.full((300, 40), 1 / 40)
+    rate = 60 * expression * np.where(np.arange(40) == 0, factor, 1.0)
+    counts = rng.poisson(rate * rng.gamma(THETA, 1 / THETA, rate.shape))
+    moments = moments_of(counts, expression, np.zeros(300, int), THETA)
+    of_counts = counts.sum(0) / (counts.sum() / 40)
+    np.testing.assert_allclose((moments.mean[0] * 40)[[0]], of_counts[[0]], rtol=0.06)
+    # The spread between cells is that of the counts as well.
+    plain = np.var(counts[:, 0] / (counts.sum(1) / 40), ddof=1) / 300
+    assert moments.variance[0, 0] * 40**2 == pytest.approx(plain, rel=0.4)
+
+
 def test_a_single_cell_has_no_variance():
     counts = np.array([[3, 1], [2, 5], [1, 1]])
     moments = moments_of(counts, np.full((3, 2), 0.5), [0, 1, 1])

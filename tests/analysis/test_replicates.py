@@ -79,6 +79,24 @@ def test_finds_changes_that_all_samples_share(per_group):
     assert flagged[N_GENES // 10 :].sum() <= 2
 
 
+@pytest.mark.parametrize("cells", [(3, 3, 3, 300), (3, 3, 300), (5, 8, 20, 400), (10, 10, 10, 300)])
+def test_a_sample_with_most_of_the_cells_is_not_taken_for_all(cells):
+    """Samples differ, at random and by nothing else; the small ones cannot show by how much."""
+    rng = np.random.default_rng(6)
+    share = np.exp(rng.normal(0, 1.5, N_GENES))
+    share /= share.sum()
+    counts, unit = [], []
+    for place, n_cells in enumerate([*cells, *(100 for _ in cells)]):
+        rate = 1000 * share * 2.0 ** (0.3 * rng.standard_normal(N_GENES))
+        counts.append(rng.poisson(rng.gamma(2.0, rate / 2.0, (n_cells, N_GENES))))
+        unit += [place] * n_cells
+    counts = np.concatenate(counts)
+    moments = moments_of(counts, np.broadcast_to(share, counts.shape).copy(), unit, theta=2.0)
+    in_one = np.arange(2 * len(cells)) < len(cells)
+    sample = np.arange(2 * len(cells)) % len(cells)
+    assert _flagged(moments, Comparison("a", "b", in_one, ~in_one), sample).sum() <= 1
+
+
 def test_two_shared_samples_are_enough_for_a_result():
     moments, comparison, sample = _simulate(np.random.default_rng(3), 2, 0.1, change=1.0)
     contrast = _contrast(moments, comparison, sample, paired=True)

@@ -94,10 +94,12 @@ class ComparisonMixin(GroupComparison):
         all_stats
             Whether to add means of the raw counts.
         batch_correction
-            Whether to compare cells as if all were measured in the same batches, rather than each in its own: by
-            ``batchid1`` (``batchid2`` must name the same ones), or by all.
+            Whether to keep differences between batches out. Groups are compared within the batches that both have
+            cells in, each batch weighing :math:`n_1 n_2/(n_1 + n_2)` with its numbers of cells of the two. Groups that
+            share none are compared by what the model expects of all cells in the same batches, with a warning; with
+            ``sample_key`` all are.
         batchid1, batchid2
-            Batches to average over.
+            Batches to compare in; all where ``None``. They must name the same ones.
         fdr_target
             False discovery rate of the genes that are flagged.
         sample_key
@@ -126,7 +128,8 @@ class ComparisonMixin(GroupComparison):
         Returns
         -------
         pandas.DataFrame
-            Genes of each comparison by descending probability, with columns named as in scvi-tools: ``proba_de``,
+            Genes of each comparison by descending probability, of equal ones (to six places) by descending
+            ``lfc_mean / lfc_std``, with columns named as in scvi-tools: ``proba_de``,
             ``proba_not_de``, ``bayes_factor`` (natural logarithm of the odds), ``scale1`` and ``scale2`` (mean
             expression per unit of depth), ``delta``, ``lfc_mean``, ``lfc_median``, ``lfc_std`` (posterior of the log2
             fold change of group one over group two), ``lfc_min`` and ``lfc_max`` (ends of its central 99.9%),
@@ -146,7 +149,8 @@ class ComparisonMixin(GroupComparison):
         Warns
         -----
         UserWarning
-            If groups are left out, which it names, or samples have cells of one group only.
+            If groups are left out, which it names, samples have cells of one group only, or with ``batch_correction``
+            groups share no batch.
         """
         adata, cells = self._cells(adata, None, batch_size, fill_missing_genes)
         cells.source.require_counts(self._options["gene_likelihood"])
@@ -166,7 +170,8 @@ class ComparisonMixin(GroupComparison):
         if sample_key is not None and mode == "vanilla":
             raise ValueError('sample_key has no meaning in mode="vanilla", which compares cells: use mode="change".')
         asked = GroupQuestion(groupby, group1, group2, idx1, idx2, sample_key)
-        groups, units = asked.units(in_pandas(adata.obs))
+        within = cells.source.batch.numpy() if options.batches and mode == "change" else None
+        groups, units = asked.units(in_pandas(adata.obs), batch=within)
         names = list(self.registry.var_names)
         with evaluating(self.module):
             others = None

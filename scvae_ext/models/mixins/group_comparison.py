@@ -40,8 +40,9 @@ class GroupComparison(VAEModel):
     ) -> dict[str, pd.DataFrame]:
         """Return a table for each group, one row a protein or peak; cells of which none was measured are left out."""
         in_batch = np.asarray(measured.any(axis=1))
-        usable = in_batch[cells.source.batch.numpy()]
-        groups, units = asked.units(in_pandas(adata.obs), usable)
+        batch = cells.source.batch.numpy()
+        usable = in_batch[batch]
+        groups, units = asked.units(in_pandas(adata.obs), usable, batch if options.batches else None)
         try:
             with evaluating(self.module):
                 tables = compare_groups(draw, len(names), cells, groups, units, options)

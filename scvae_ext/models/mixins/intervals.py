@@ -91,7 +91,8 @@ class IntervalMixin(VAEModel):
         if self._replicate is None or (self._replicate.weights, self._replicate.simulated_from) != wanted:
             self.calibrate_intervals()
         assert self._replicate is not None
-        return self._replicate.on(self.device)
+        self._replicate = self._replicate.on(self.device)
+        return self._replicate
 
     def _write_ends(
         self,
