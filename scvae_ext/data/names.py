@@ -1,6 +1,7 @@
 """Names: of categories, and in messages."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -71,6 +72,7 @@ def find_category(value: object, names: Sequence[str]) -> int | None:
     names
         The categories, named by :func:`category_names`.
     """
-    # A whole number has decimals in its name if it stands beside numbers that need them.
-    whole = str(value).removesuffix(".0")
-    return next((names.index(name) for name in (str(value), whole, f"{whole}.0") if name in names), None)
+    # A whole number has decimals in its name if it stands beside numbers that need them; other text has no decimals.
+    number = re.fullmatch(r"(-?\d+)(\.0)?", str(value))
+    same = (number[1], f"{number[1]}.0") if number else ()
+    return next((names.index(name) for name in (str(value), *same) if name in names), None)
