@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-__all__ = ["category_names", "find_category", "shorten", "unknown_key"]
+__all__ = ["category_names", "distinct_names", "find_category", "require_one_column", "shorten", "unknown_key"]
 
 
 def shorten(names: Iterable[object], limit: int = 10) -> str:
@@ -48,6 +48,28 @@ def unknown_key(what: str, key: str, known: Iterable[object]) -> ValueError:
     return ValueError(f"{what} not found. {hint}")
 
 
+def require_one_column(columns: Iterable[object], key: str, argument: str) -> None:
+    """Raise if several columns of ``adata.obs`` have the same name.
+
+    Parameters
+    ----------
+    columns
+        All columns.
+    key, argument
+        The name, and the argument that it was passed as.
+
+    Raises
+    ------
+    ValueError
+        If there are several.
+    """
+    n_columns = list(columns).count(key)
+    if n_columns > 1:
+        raise ValueError(
+            f"{argument}: adata.obs has {n_columns} columns called {key!r}. Rename or drop all but one of them."
+        )
+
+
 def category_names(values: Iterable[object]) -> list[str]:
     """Return the names that categories are known by: ``1`` and ``1.0`` are both ``"1"``.
 
@@ -60,6 +82,31 @@ def category_names(values: Iterable[object]) -> list[str]:
     if all(isinstance(value, float | np.floating) and float(value).is_integer() for value in values):
         return [f"{value:.0f}" for value in values]
     return [str(value) for value in values]
+
+
+def distinct_names(values: Iterable[object], key: str, argument: str) -> tuple[str, ...]:
+    """Return the names of the categories of a column of ``adata.obs``.
+
+    Parameters
+    ----------
+    values
+        The categories.
+    key, argument
+        The column, and the argument that it was passed as.
+
+    Raises
+    ------
+    ValueError
+        If two of them have the same name.
+    """
+    names = tuple(category_names(values))
+    if len(set(names)) < len(names):
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(
+            f"{argument}: adata.obs[{key!r}] holds different values that read the same: {shorten(repeated)}. "
+            f"Make the column text: adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)."
+        )
+    return names
 
 
 def find_category(value: object, names: Sequence[str]) -> int | None:
