@@ -1,4 +1,7 @@
-"""Where mixed precision ends."""
+"""Where mixed precision ends, and that everything else is in single precision."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -6,7 +9,21 @@ from torch import Tensor, nn
 
 from scvae_ext.distributions import LinearLogits
 
-__all__ = ["full_precision", "linear_logits"]
+__all__ = ["full_precision", "linear_logits", "single_precision"]
+
+
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """Make tensors float32 within, whatever the user has set by ``torch.set_default_dtype``.
+
+    Counts and saved weights are float32: layers and noise have to go with them.
+    """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def full_precision(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
