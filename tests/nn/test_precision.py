@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -32,3 +34,17 @@ def test_tensors_are_float32_within_whatever_the_default(default_dtype, dtype):
     with pytest.raises(ZeroDivisionError):
         fail()
     assert torch.get_default_dtype() == dtype
+
+
+def test_the_last_of_several_threads_puts_the_default_back(default_dtype):
+    default_dtype(torch.float64)
+    first, second = single_precision(), single_precision()
+    with ThreadPoolExecutor(2) as threads:
+        for step, expected in (
+            (first.__enter__, torch.float32),
+            (second.__enter__, torch.float32),
+            (lambda: first.__exit__(None, None, None), torch.float32),
+            (lambda: second.__exit__(None, None, None), torch.float64),
+        ):
+            threads.submit(step).result()
+            assert torch.get_default_dtype() == expected
