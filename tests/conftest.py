@@ -14,6 +14,7 @@ import elsewhere
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
+import torch
 import typecheck
 from jaxtyping import config
 
@@ -63,3 +64,11 @@ def unchecked():
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def default_dtype():
+    """Set the default dtype of tensors, as users may, until the end of the test."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)

@@ -1,11 +1,11 @@
 """Files in and out: checked before the work starts, complete or not there at all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["UserError", "check_writable", "replacing"]
+__all__ = ["UserError", "check_distinct", "check_writable", "replacing"]
 
 
 class UserError(Exception):
@@ -35,6 +35,28 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"the folder {path.parent} does not exist; make it first.")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"the folder {path.parent} cannot be written to.")
+
+
+def check_distinct(paths: Mapping[str, Path | None]) -> None:
+    """Raise where two things would be written to the same place.
+
+    Parameters
+    ----------
+    paths
+        Path of each option, ``None`` where nothing is written.
+
+    Raises
+    ------
+    UserError
+        If two are the same.
+    """
+    taken: dict[Path, str] = {}
+    for option, path in paths.items():
+        if path is None:
+            continue
+        other = taken.setdefault(path.resolve(), option)
+        if other != option:
+            raise UserError(f"{other} and {option} are both {path}; give each a name of its own.")
 
 
 @contextmanager

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import anndata as ad
 from matplotlib.backend_bases import FigureCanvasBase
 
-from scvae_ext.cli.files import UserError, check_writable, replacing
+from scvae_ext.cli.files import UserError, check_distinct, check_writable, replacing
 from scvae_ext.cli.inputs import check_tables, one_line, read_h5ad
-from scvae_ext.cli.quality import CountModel, add_clusters, agreement, draw
+from scvae_ext.cli.quality import FEWEST_CELLS, CountModel, add_clusters, agreement, draw
 from scvae_ext.cli.results import write_results
 from scvae_ext.models import SCVAE, CiteVAE, MultiomeVAE, SemiSupervisedVAE
 
@@ -33,6 +33,8 @@ def fit(options: argparse.Namespace) -> None:
     adata = read_h5ad(options.file)
     if unknown := [key for key in colors if key not in adata.obs and key not in adata.var_names]:
         raise UserError(f"{unknown[0]!r} is neither a column of obs ({list(adata.obs)}) nor a gene; change --color.")
+    if options.figure and adata.n_obs < FEWEST_CELLS:
+        raise UserError(f"--figure needs {FEWEST_CELLS} cells, and {options.file} holds {adata.n_obs}; leave it out.")
     with one_line():
         model = _model(adata, options)
         model.train(max_epochs=options.max_epochs, seed=options.seed)
@@ -104,6 +106,7 @@ def _check_outputs(options: argparse.Namespace) -> list[str]:
         if options.color:
             raise UserError("--color is for the figure; add --figure FILE.png.")
         return []
+    check_distinct({"--out": options.out, "--save-model": options.save_model, "--figure": options.figure})
     check_writable(options.figure, overwrite=options.overwrite)
     if options.figure.suffix.removeprefix(".") not in FigureCanvasBase.get_supported_filetypes():
         raise UserError(f"--figure {options.figure} has no known suffix; use .png, .pdf or .svg.")
@@ -116,6 +119,9 @@ def _check_outputs(options: argparse.Namespace) -> list[str]:
 def _clusters(adata: ad.AnnData, options: argparse.Namespace, colors: Sequence[str]) -> None:
     # Labels that the model learned from are no check of its clusters.
     known = None if options.predict_labels else options.labels_key
+    if adata.n_obs < FEWEST_CELLS:
+        print(f"{adata.n_obs} cells are too few for clusters to compare with {known}")
+        return
     add_clusters(adata, "X_scvae", options.seed, known)
     if known:
         ari, nmi = agreement(adata, known, "X_scvae_leiden")

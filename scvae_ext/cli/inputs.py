@@ -6,7 +6,7 @@ from pathlib import Path
 
 import anndata as ad
 
-from scvae_ext.cli.files import UserError, check_writable
+from scvae_ext.cli.files import UserError, check_distinct, check_writable
 from scvae_ext.models.saving import check_folder
 from scvae_ext.train import TrainingDivergedError
 
@@ -56,8 +56,9 @@ def check_tables(out: Path, model: Path | None, *, overwrite: bool) -> None:
     Raises
     ------
     UserError
-        If they exist and may not, or are something else.
+        If they exist and may not, are something else, or are the same.
     """
+    check_distinct({"--out": out, "--save-model": model})
     if out.suffix != ".h5ad":
         raise UserError(f"--out {out} does not end in .h5ad.")
     check_writable(out, overwrite=overwrite)

@@ -14,7 +14,7 @@ from scvae_ext.cli.files import replacing
 from scvae_ext.models import SCVAE, CiteVAE, MultiomeVAE, SemiSupervisedVAE
 from scvae_ext.pl import embedding_comparison
 
-__all__ = ["CountModel", "add_clusters", "add_pca", "agreement", "draw", "held_out_elbo"]
+__all__ = ["FEWEST_CELLS", "CountModel", "add_clusters", "add_pca", "agreement", "draw", "held_out_elbo"]
 
 CountModel: TypeAlias = SCVAE | CiteVAE | MultiomeVAE | SemiSupervisedVAE
 
@@ -48,6 +48,8 @@ def add_pca(adata: ad.AnnData, seed: int) -> None:
     adata.obsm["X_pca"] = scratch.obsm["X_pca"]
 
 
+FEWEST_CELLS = 4
+"""Cells that a UMAP needs, which starts from three eigenvectors of their graph."""
 RESOLUTIONS = np.arange(1, 21) / 10
 """Resolutions of Leiden clustering that are tried where groups are known."""
 
@@ -62,7 +64,7 @@ def add_clusters(adata: ad.AnnData, key: str, seed: int, known: str | None = Non
     Parameters
     ----------
     adata
-        Annotated data.
+        Annotated data of at least :data:`FEWEST_CELLS` cells.
     key
         Key of ``obsm`` with the representation.
     seed

@@ -8,7 +8,14 @@ import pandas as pd
 from anndata import AnnData
 from jaxtyping import Float, Int
 
-from scvae_ext.data.names import category_names, find_category, shorten, unknown_key
+from scvae_ext.data.names import (
+    category_names,
+    distinct_names,
+    find_category,
+    require_one_column,
+    shorten,
+    unknown_key,
+)
 
 __all__ = [
     "CategoricalObs",
@@ -89,11 +96,7 @@ def in_pandas(obs: Any, columns: list[str] | None = None) -> pd.DataFrame:
 def _obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
     if key not in adata.obs.columns:
         raise unknown_key(f"{argument}: the column {key!r} of adata.obs was", key, adata.obs.columns)
-    n_columns = int((adata.obs.columns == key).sum())
-    if n_columns > 1:
-        raise ValueError(
-            f"{argument}: adata.obs has {n_columns} columns called {key!r}. Rename or drop all but one of them."
-        )
+    require_one_column(adata.obs.columns, key, argument)
     column: pd.Series = in_pandas(adata.obs, [key])[key]
     return column
 
@@ -197,14 +200,7 @@ class CategoricalObs:
                 f"them out: adata = adata[adata.obs[{self.key!r}].notna()].copy()."
             )
         categorical = column.astype("category").cat.remove_unused_categories()
-        names = tuple(category_names(categorical.cat.categories))
-        if len(set(names)) < len(names):
-            repeated = sorted({name for name in names if names.count(name) > 1})
-            raise ValueError(
-                f"{self.argument}: adata.obs[{self.key!r}] holds different values that read the same: "
-                f"{shorten(repeated)}. Make the column text: "
-                f"adata.obs[{self.key!r}] = adata.obs[{self.key!r}].astype(str)."
-            )
+        names = distinct_names(categorical.cat.categories, self.key, self.argument)
         return categorical.cat.codes.to_numpy(dtype=np.int64), names
 
     def register(self, adata: AnnData) -> tuple[Int[np.ndarray, "cells"], tuple[str, ...]]:

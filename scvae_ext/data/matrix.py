@@ -74,8 +74,13 @@ def as_csr(matrix: Any) -> sp.csr_matrix:
     Raises
     ------
     TypeError
-        If it is something else.
+        If it is something else, or a masked array.
     """
+    if isinstance(matrix, np.ma.MaskedArray):
+        raise TypeError(
+            "the matrix holds a numpy.ma.MaskedArray, whose mask would be lost. Replace masked values by counts, for "
+            "example by zeros: numpy.ma.filled(matrix, 0)."
+        )
     if matrix.dtype.kind not in "buif":
         raise TypeError(f"the matrix must hold real numbers, but its dtype is {matrix.dtype}. Convert it to float32.")
     if sp.issparse(matrix):

@@ -1,11 +1,12 @@
 """Names: of categories, and in messages."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-__all__ = ["category_names", "find_category", "shorten", "unknown_key"]
+__all__ = ["category_names", "distinct_names", "find_category", "require_one_column", "shorten", "unknown_key"]
 
 
 def shorten(names: Iterable[object], limit: int = 10) -> str:
@@ -47,6 +48,28 @@ def unknown_key(what: str, key: str, known: Iterable[object]) -> ValueError:
     return ValueError(f"{what} not found. {hint}")
 
 
+def require_one_column(columns: Iterable[object], key: str, argument: str) -> None:
+    """Raise if several columns of ``adata.obs`` have the same name.
+
+    Parameters
+    ----------
+    columns
+        All columns.
+    key, argument
+        The name, and the argument that it was passed as.
+
+    Raises
+    ------
+    ValueError
+        If there are several.
+    """
+    n_columns = list(columns).count(key)
+    if n_columns > 1:
+        raise ValueError(
+            f"{argument}: adata.obs has {n_columns} columns called {key!r}. Rename or drop all but one of them."
+        )
+
+
 def category_names(values: Iterable[object]) -> list[str]:
     """Return the names that categories are known by: ``1`` and ``1.0`` are both ``"1"``.
 
@@ -61,6 +84,31 @@ def category_names(values: Iterable[object]) -> list[str]:
     return [str(value) for value in values]
 
 
+def distinct_names(values: Iterable[object], key: str, argument: str) -> tuple[str, ...]:
+    """Return the names of the categories of a column of ``adata.obs``.
+
+    Parameters
+    ----------
+    values
+        The categories.
+    key, argument
+        The column, and the argument that it was passed as.
+
+    Raises
+    ------
+    ValueError
+        If two of them have the same name.
+    """
+    names = tuple(category_names(values))
+    if len(set(names)) < len(names):
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(
+            f"{argument}: adata.obs[{key!r}] holds different values that read the same: {shorten(repeated)}. "
+            f"Make the column text: adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)."
+        )
+    return names
+
+
 def find_category(value: object, names: Sequence[str]) -> int | None:
     """Return the position of the category that a value stands for, or ``None`` if there is none.
 
@@ -71,6 +119,7 @@ def find_category(value: object, names: Sequence[str]) -> int | None:
     names
         The categories, named by :func:`category_names`.
     """
-    # A whole number has decimals in its name if it stands beside numbers that need them.
-    whole = str(value).removesuffix(".0")
-    return next((names.index(name) for name in (str(value), whole, f"{whole}.0") if name in names), None)
+    # A whole number has decimals in its name if it stands beside numbers that need them; other text has no decimals.
+    number = re.fullmatch(r"(-?\d+)(\.0)?", str(value))
+    same = (number[1], f"{number[1]}.0") if number else ()
+    return next((names.index(name) for name in (str(value), *same) if name in names), None)

@@ -46,6 +46,8 @@ class ObsmFeatures:
 
         Raises
         ------
+        TypeError
+            If the matrix is a masked array.
         ValueError
             If a key is missing, values are no numbers, or a name occurs more than once.
         """
@@ -66,6 +68,12 @@ class ObsmFeatures:
                 )
             names = tuple(map(str, found.columns))
             found = found.to_numpy(dtype=np.float64, na_value=np.nan)
+        elif isinstance(found, np.ma.MaskedArray):
+            raise TypeError(
+                f"{self.key_argument}: adata.obsm[{key!r}] is a numpy.ma.MaskedArray, whose mask would be lost. Write "
+                f"out what masked values stand for, for example adata.obsm[{key!r}].astype(float).filled(numpy.nan) "
+                f"where {self.what}s were not measured."
+            )
         elif not sp.issparse(found):
             found = np.asarray(found)
         if found.ndim != 2 or 0 in found.shape:

@@ -22,6 +22,7 @@ from scvae_ext.models.cells import Cells
 from scvae_ext.models.options import whole_number
 from scvae_ext.models.query import CellSelection
 from scvae_ext.modules import VAE, Posterior, log_importance_weights
+from scvae_ext.nn.precision import single_precision
 
 __all__ = ["Evidence", "Proposal", "evidence"]
 
@@ -295,7 +296,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     training = module.training
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), single_precision():
             yield
     finally:
         module.train(training)

@@ -20,6 +20,7 @@ from scvae_ext.models.options import positive_number, reject_unknown
 from scvae_ext.models.pieces import Pieces
 from scvae_ext.models.query import CellSelection, GeneSelection, select_genes, select_options
 from scvae_ext.modules import DeterministicAutoencoder
+from scvae_ext.nn.precision import single_precision
 from scvae_ext.train import TrainingPlan
 
 __all__ = ["Autoencoder"]
@@ -66,6 +67,7 @@ class Autoencoder(BaseModel):
         super().__init__(adata, options, seed)
 
     @override
+    @single_precision()
     def _make_module(self, registry: Registry, options: Mapping[str, Any]) -> DeterministicAutoencoder:
         return DeterministicAutoencoder(
             registry.n_genes,

@@ -8,6 +8,7 @@ from scvae_ext.likelihoods import COUNT_LIKELIHOODS
 from scvae_ext.models.options import true_or_false, whole_number
 from scvae_ext.modules import VAE
 from scvae_ext.nn import Normalisation
+from scvae_ext.nn.precision import single_precision
 
 __all__ = ["FIXED_OPTIONS", "Normalised", "build_vae", "refuse_beside_modalities"]
 
@@ -22,6 +23,7 @@ FIXED_OPTIONS: Mapping[str, Any] = {
 """What SCVAE leaves to the user, and other models do not, but for what they have an option for."""
 
 
+@single_precision()
 def build_vae(
     registry: Registry,
     options: Mapping[str, Any],

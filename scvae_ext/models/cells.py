@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from scvae_ext.data import CellSource
 from scvae_ext.heap import keep_freed_memory
 from scvae_ext.minibatch import Minibatch
+from scvae_ext.nn.precision import single_precision
 
 __all__ = ["BATCH_SIZE", "MAX_ENTRIES", "Cells", "evaluating", "shared_noise", "target_batches"]
 
@@ -90,7 +91,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     module.eval()
     keep_freed_memory()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), single_precision():
             yield
     finally:
         module.train(training)

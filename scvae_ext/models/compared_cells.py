@@ -13,6 +13,7 @@ from scvae_ext.analysis.between_samples import shortage_of_samples
 from scvae_ext.analysis.differential_expression import FEWEST_CELLS
 from scvae_ext.models.groups import REST, GroupPair, Groups, select_groups, select_samples
 from scvae_ext.models.query import CellSelection
+from scvae_ext.models.results import require_names
 
 __all__ = ["GroupQuestion", "Units", "large_enough", "make_units"]
 
@@ -66,6 +67,8 @@ class GroupQuestion:
         As for :func:`~scvae_ext.models.groups.select_groups`.
     sample_key
         Column of ``obs`` with samples, where these are the replicates.
+    is_written
+        Whether the tables are written, under the names of the groups.
     """
 
     groupby: str | None
@@ -74,6 +77,7 @@ class GroupQuestion:
     idx1: CellSelection | str | None
     idx2: CellSelection | str | None
     sample_key: str | None
+    is_written: bool
 
     def units(
         self,
@@ -95,9 +99,13 @@ class GroupQuestion:
         Raises
         ------
         ValueError
-            If a column, a group or cells do not exist; the message lists what exists.
+            If a column, a group or cells do not exist, and if a table would be written under an empty name; the
+            message lists what exists.
         """
         groups = select_groups(obs, self.groupby, self.group1, self.group2, self.idx1, self.idx2)
+        if self.is_written:
+            compared = [groups.names[pair.group1] for pair in groups.pairs]
+            require_names(compared, f"a group of adata.obs[{self.groupby!r}]")
         if usable is not None:
             groups = replace(groups, of_cell=np.where(usable, groups.of_cell, -2))
         samples = None if self.sample_key is None else select_samples(obs, self.sample_key)

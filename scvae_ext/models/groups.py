@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from scvae_ext.data.names import category_names, find_category
+from scvae_ext.data.names import distinct_names, find_category, require_one_column
 from scvae_ext.models.query import CellSelection, select_cells
 
 __all__ = [
@@ -257,15 +257,17 @@ def obs_column(obs: pd.DataFrame, argument: str, key: str) -> pd.Series:
     Raises
     ------
     ValueError
-        If there is no such column; the message lists those that there are.
+        If there is no such column, or several, or two of its values have the same name; the message lists what there
+        is.
     """
     if key not in obs:
         near = get_close_matches(str(key), list(map(str, obs.columns)), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{argument}={key!r} is not a column of adata.obs, which has {_listed(obs.columns)}.{hint}")
+    require_one_column(obs.columns, key, argument)
     # Categories that no cell has are left out, and the order of the others is kept.
     categories = obs[key].astype("category").cat.remove_unused_categories()
-    return categories.cat.rename_categories(category_names(categories.cat.categories))
+    return categories.cat.rename_categories(list(distinct_names(categories.cat.categories, key, argument)))
 
 
 def _position(argument: str, name: object, groupby: str, names: Sequence[str]) -> int:

@@ -24,6 +24,7 @@ from scvae_ext.models.mixins import (
 from scvae_ext.models.options import reject_unknown
 from scvae_ext.modules import VAE, LatentDistribution, PriorKind
 from scvae_ext.nn import BatchRepresentation, DispersionKind
+from scvae_ext.nn.precision import single_precision
 
 __all__ = ["MultiomeVAE"]
 
@@ -196,6 +197,7 @@ class MultiomeVAE(
         return build_vae(registry, {**FIXED_OPTIONS, **options})
 
     @override
+    @single_precision()
     def _initialise(self, source: CellSource, train: Int[np.ndarray, "train"]) -> None:
         super()._initialise(source, train)
         if self._n_reference_batches is not None:

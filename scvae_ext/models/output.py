@@ -24,6 +24,8 @@ from scvae_ext.models.pieces import Pieces
 __all__ = ["check_out", "write_pieces"]
 
 _SUFFIXES = (".h5ad", ".zarr")
+# Files in the folder of a zarr store, of either format.
+_OF_A_STORE = ("zarr.json", ".zgroup", ".zarray")
 _ROWS_OF_A_CHUNK = 1 << 10
 _ARRAY: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
 
@@ -47,7 +49,8 @@ def check_out(out: str | Path, adata: AnnData, layer: str | None, *, overwrite: 
     ValueError
         If the path has another ending, or is that of the file that is read.
     FileExistsError
-        If there is a file that may not be replaced, or that may be what is read, of which the file is not known.
+        If there is a file that may not be replaced, or that may be what is read, of which the file is not known; or a
+        folder that is no zarr store.
     """
     path = Path(out)
     if path.suffix not in _SUFFIXES:
@@ -57,6 +60,8 @@ def check_out(out: str | Path, adata: AnnData, layer: str | None, *, overwrite: 
         raise ValueError(f"out={str(out)!r} is the file that the counts are read from: pass another path.")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already: pass overwrite=True to replace it, or another path.")
+    if path.is_dir() and any(path.iterdir()) and not any((path / name).is_file() for name in _OF_A_STORE):
+        raise FileExistsError(f"{path} is a folder and no zarr store, so it is not replaced: pass another path.")
     if path.exists() and not is_known:
         raise FileExistsError(
             f"{path} exists already, and it cannot be told whether the counts, which are not in memory, are read from "
@@ -110,32 +115,34 @@ def write_pieces(
     where = "X" if slot is None else f'{slot[0]}["{slot[1]}"]'
     record_result(skeleton, where, {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
     with _reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # A link stays one: what it leads to is written.
+        place = path.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
         # Beside its final place, so that it can be renamed.
-        temporary = tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True)
+        temporary = tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent, ignore_cleanup_errors=True)
     with temporary:
         new, old = Path(temporary.name) / f"new{path.suffix}", Path(temporary.name) / "old"
         with _reported(path):
             create = _create_h5ad if path.suffix == ".h5ad" else _create_zarr
             target, close = create(new, skeleton, slot, (len(positions), pieces.n_columns), pieces.places()[0][1])
         try:
-            for place, values in pieces:
-                _require_finite(values, obs.index[positions[place]], where)
+            for rows, values in pieces:
+                _require_finite(values, obs.index[positions[rows]], where)
                 with _reported(path):
-                    target[place] = values
+                    target[rows] = values
         except BaseException:
             with suppress(OSError, RuntimeError):
                 close()
             raise
         with _reported(path):
             close()
-            if path.exists():
-                path.rename(old)
             try:
-                new.rename(path)
-            except OSError:
-                if old.exists():
-                    old.rename(path)
+                if place.exists():
+                    place.rename(old)
+                new.rename(place)
+            except BaseException:
+                if old.exists() and not place.exists():
+                    old.rename(place)
                 raise
     return path
 

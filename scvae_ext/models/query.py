@@ -64,7 +64,9 @@ def select_cells(indices: CellSelection | None, obs_names: pd.Index) -> Int[np.n
         outside = asked[(asked >= n_cells) | (asked < -n_cells)]
         if len(outside):
             raise IndexError(f"indices holds {outside[0].item()}, but there are {n_cells} cells (0 to {n_cells - 1}).")
-        return np.where(asked < 0, asked + n_cells, asked).astype(np.int64)
+        # A small dtype cannot hold the number of cells.
+        positions = asked.astype(np.int64)
+        return np.where(positions < 0, positions + n_cells, positions)
     return _positions_of_names(asked, obs_names, "indices", "adata.obs_names", CELLS_MAY_BE)
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "cells_hash",
     "fingerprint",
     "names_hash",
+    "require_names",
     "weights_hash",
     "write_gene_pairs",
     "write_gene_result",
@@ -60,8 +61,9 @@ def write_result(
     Raises
     ------
     ValueError
-        If a cell was asked for twice, so that its row is ambiguous.
+        If a cell was asked for twice, so that its row is ambiguous, or a column has no name.
     """
+    require_names(columns or (), f"a column of adata.{slot}[{key!r}]")
     if not np.array_equal(positions, np.arange(adata.n_obs)):
         if len(np.unique(positions)) < len(positions):
             raise ValueError("Some cells were asked for more than once: pass key_added=None to write nothing.")
@@ -122,6 +124,28 @@ def write_gene_pairs(adata: AnnData, key: str, values: pd.DataFrame, provenance:
     make_actual(adata)
     adata.varp[key] = values.reindex(index=adata.var_names, columns=adata.var_names).to_numpy()
     record_result(adata, f'varp["{key}"]', {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
+
+
+def require_names(names: Sequence[str], what: str) -> None:
+    """Raise if a name of what is to be written is empty: the AnnData could not be written to a file any more.
+
+    Parameters
+    ----------
+    names
+        The names.
+    what
+        What one of them names, for the message.
+
+    Raises
+    ------
+    ValueError
+        If one is empty.
+    """
+    if "" in names:
+        raise ValueError(
+            f"The name of {what} would be empty, '', with which no file can be written: rename it, to 'unknown' for "
+            "example, or pass key_added=None to write nothing."
+        )
 
 
 def names_hash(names: pd.Index) -> str:

@@ -81,6 +81,8 @@ def write_model(
     """
     path = Path(path)
     check_folder(path, overwrite=overwrite)
+    # A link stays one, and leads to the new model.
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
         new = Path(temporary) / "new"

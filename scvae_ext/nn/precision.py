@@ -1,4 +1,8 @@
-"""Where mixed precision ends."""
+"""Where mixed precision ends, and that everything else is in single precision."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
 
 import torch
 from jaxtyping import Float
@@ -6,7 +10,33 @@ from torch import Tensor, nn
 
 from scvae_ext.distributions import LinearLogits
 
-__all__ = ["full_precision", "linear_logits"]
+__all__ = ["full_precision", "linear_logits", "single_precision"]
+
+_lock = Lock()
+_n_within = 0
+_default_outside = torch.float32
+
+
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """Make tensors float32 within, whatever the user has set by ``torch.set_default_dtype``.
+
+    Counts and saved weights are float32: layers and noise have to go with them. The default is that of all threads, of
+    which Dask has several within: the last to leave puts it back.
+    """
+    global _n_within, _default_outside
+    with _lock:
+        if not _n_within:
+            _default_outside = torch.get_default_dtype()
+        _n_within += 1
+        torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        with _lock:
+            _n_within -= 1
+            if not _n_within:
+                torch.set_default_dtype(_default_outside)
 
 
 def full_precision(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

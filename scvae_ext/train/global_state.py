@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+from scvae_ext.nn.precision import single_precision
 from scvae_ext.random_state import seeded
 
 __all__ = ["kept_global_state", "seed_of_process"]
@@ -27,7 +28,7 @@ def kept_global_state(seed: int) -> Iterator[None]:
         Seed of the random draws within.
     """
     with ExitStack() as kept:
-        for context in (_quiet(), _torch_flags(), seeded(seed)):
+        for context in (_quiet(), _torch_flags(), single_precision(), seeded(seed)):
             kept.enter_context(context)
         yield
 

@@ -1,9 +1,12 @@
+import warnings
+
 import anndata as ad
 import numpy as np
 import pytest
 
 from scvae_ext import CiteVAE, MultiomeVAE
 from scvae_ext.cli import main
+from scvae_ext.cli.quality import FEWEST_CELLS
 from scvae_ext.datasets import synthetic_counts
 
 
@@ -125,6 +128,11 @@ def test_a_folder_that_is_no_model_is_refused_before_the_work(counts, tmp_path, 
         (["--out", "{tmp}/out.h5ad", "--figure", "{tmp}/f.doc", "--color", "batch"], "no known suffix"),
         (["--out", "{tmp}/out.h5ad", "--figure", "{tmp}/f.png"], "needs --color KEY"),
         (["--out", "{tmp}/out.h5ad", "--figure", "{tmp}/f.png", "--color", "tpye"], "'tpye' is neither a column"),
+        (["--out", "{tmp}/out.h5ad", "--save-model", "{tmp}/./out.h5ad"], "--out and --save-model are both"),
+        (
+            ["--out", "{tmp}/out.h5ad", "--save-model", "{tmp}/m.png", "--figure", "{tmp}/m.png", "--color", "batch"],
+            "--save-model and --figure are both",
+        ),
         (["--out", "{tmp}/out.h5ad", "--layer", "cuonts"], "cuonts"),
         (["--out", "{tmp}/out.h5ad", "--batch-key", "donor"], "donor"),
         (["--out", "{tmp}/out.h5ad", "--gene-likelihood", "negbin"], "negbin"),
@@ -135,6 +143,30 @@ def test_a_folder_that_is_no_model_is_refused_before_the_work(counts, tmp_path, 
 def test_mistakes_are_one_line_and_leave_nothing_behind(counts, words, message, tmp_path, capsys):
     assert message in _error(capsys, counts, *(word.format(tmp=tmp_path) for word in words))
     assert not list(tmp_path.iterdir())
+
+
+def test_cells_that_are_too_few_for_a_figure(counts, tmp_path, capsys):
+    few, out = tmp_path / "few.h5ad", tmp_path / "out.h5ad"
+    ad.read_h5ad(counts)[:3].write_h5ad(few)
+    words = [few, "--labels-key", "cell_type", "--max-epochs", 1, "--out", out]
+    message = _error(capsys, *words, "--figure", tmp_path / "figure.png")
+    assert "--figure needs 4 cells, and " in message
+    assert list(tmp_path.iterdir()) == [few]
+    with warnings.catch_warnings():
+        # Most genes have no counts in three cells.
+        warnings.simplefilter("ignore", UserWarning)
+        assert main(["fit", *map(str, words)]) == 0
+    assert "3 cells are too few for clusters to compare with cell_type" in capsys.readouterr().out
+    assert ad.read_h5ad(out).obsm["X_scvae"].shape[0] == 3
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_fewest_cells_of_a_figure_are_enough(counts, tmp_path):
+    few, figure = tmp_path / "few.h5ad", tmp_path / "figure.png"
+    ad.read_h5ad(counts)[:FEWEST_CELLS].write_h5ad(few)
+    words = [few, "--labels-key", "cell_type", "--max-epochs", 1, "--out", tmp_path / "out.h5ad", "--figure", figure]
+    assert main(["fit", *map(str, words)]) == 0
+    assert figure.exists()
 
 
 def test_files_that_are_no_h5ad(tmp_path, capsys):

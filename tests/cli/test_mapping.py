@@ -74,6 +74,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(folder, tmp_path, capsys
     assert "no batch that the reference does not know" in _error(capsys, folder, tmp_path, query="reference.h5ad")
     assert "max_epochs=0" in _error(capsys, folder, tmp_path, "--max-epochs", 0)
     assert "exists; add --overwrite" in _error(capsys, folder, tmp_path, "--save-model", folder / "plain")
+    assert "are both" in _error(capsys, folder, tmp_path, "--save-model", tmp_path / "out.h5ad")
     words = ["--max-epochs", 1, "--reference", folder / "reference.h5ad", "--labels-key", "type"]
     assert "'type'" in _error(capsys, folder, tmp_path, *words)
 

@@ -105,6 +105,13 @@ def test_matrices_of_other_kinds_are_refused_with_a_way_out(adata, counts):
         open_counts(adata, Layer("masked"))
 
 
+def test_masked_chunks_of_a_dask_array_are_refused(counts):
+    array = pytest.importorskip("dask.array", reason="Dask is in the extra 'scale'")
+    lazy = AnnData(array.from_array(counts, chunks=(20, 40)).map_blocks(np.ma.masked_greater, 3))
+    with pytest.raises(TypeError, match=r"MaskedArray, whose mask would be lost.*numpy.ma.filled\(matrix, 0\)"):
+        setup_anndata(lazy)
+
+
 def test_the_matrix_of_a_wrong_dtype_is_named():
     adata = AnnData(np.ones((2, 2), dtype=np.float32), layers={"c": np.ones((2, 2), dtype=complex)})
     with pytest.raises(TypeError, match=r"adata.layers\['c'\]: the matrix must hold real numbers.*complex128"):

@@ -91,6 +91,14 @@ def test_reads_counts_from_disk(model, adata, tmp_path):
 N_DONORS, N_OF_DONOR = 10, 120
 
 
+def test_a_sample_without_a_name_is_not_written(model, adata, tmp_path):
+    adata.obs["donor"] = adata.obs["donor"].cat.rename_categories({"d1": ""})
+    with pytest.raises(ValueError, match=r"a sample of adata.obs\['donor'\] would be empty, ''.*key_added=None"):
+        model.differential_abundance(sample_key="donor")
+    assert "" in model.differential_abundance(sample_key="donor", key_added=None).log_prob
+    adata.write_h5ad(tmp_path / "adata.h5ad")
+
+
 @pytest.fixture(scope="module")
 def enriched():
     """Ten donors; in five of them the first of three types is three times as frequent.

@@ -8,8 +8,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from scvae_ext import SCVAE, Autoencoder
+from scvae_ext import SCVAE, Autoencoder, CiteVAE, MultiomeVAE
 from scvae_ext.datasets import synthetic_counts
+from scvae_ext.models.results import weights_hash
 from scvae_ext.train import TrainingDivergedError
 
 SMALL = {"n_hidden": 16, "n_latent": 3}
@@ -485,3 +486,29 @@ def test_the_device(model):
     assert model.device == torch.device("cpu")
     model.to_device("meta")
     assert model.device == torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        (SCVAE, {}),
+        (Autoencoder, {}),
+        (CiteVAE, {"protein_expression_obsm_key": "protein"}),
+        (MultiomeVAE, {"accessibility_obsm_key": "accessibility"}),
+    ],
+)
+def test_the_default_dtype_of_the_user_changes_nothing(tmp_path, default_dtype, kind, keys):
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        default_dtype(dtype)
+        adata = synthetic_counts(60, 20, n_batches=2, n_proteins=3, n_peaks=12, seed=2)
+        kind.setup_anndata(adata, batch_key="batch", **keys)
+        model = _train(kind(adata, **SMALL), max_steps=3)
+        model.save(tmp_path / str(dtype))
+        model = kind.load(tmp_path / str(dtype), adata)
+        expression = model.get_normalized_expression(return_numpy=True, key_added=None)
+        found[dtype] = weights_hash(model.module), model.get_latent_representation(key_added=None), expression
+        assert torch.get_default_dtype() == dtype
+    assert found[torch.float64][0] == found[torch.float32][0]
+    for one, two in zip(found[torch.float32][1:], found[torch.float64][1:], strict=True):
+        np.testing.assert_array_equal(one, two)

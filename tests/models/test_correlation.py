@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
@@ -85,10 +86,13 @@ def test_is_written_in_the_order_of_the_genes_of_the_anndata(model, adata):
     assert entry["arguments"]["n_cells"] == 50
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_several_batches_are_averaged_over(model):
-    names = ["batch_0", "batch_1"]
+    names = pd.Index(["batch_0", "batch_1"])
     each = [model.get_feature_correlation_matrix(transform_batch=name, key_added=None) for name in names]
-    both = model.get_feature_correlation_matrix(transform_batch=names, key_added=None)
+    both = model.get_feature_correlation_matrix(transform_batch=names)
+    entry = json.loads(model.adata.uns["scvae_ext"])["results"]['varp["scvae_correlation"]']
+    assert entry["arguments"]["transform_batch"] == ["batch_0", "batch_1"]
     np.testing.assert_allclose(both, (each[0] + each[1]) / 2, atol=1e-12)
     assert np.abs(each[0] - each[1]).max(axis=None) > 1e-3
 

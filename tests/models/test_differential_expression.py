@@ -255,6 +255,36 @@ def test_intervals_and_both_directions_on_request(model):
     assert (table["lfc_min"] <= low).all()
 
 
+def test_a_group_without_a_name_is_not_written(model, counts, tmp_path):
+    counts.obs["empty"] = counts.obs["type"].cat.rename_categories({"b": ""})
+    try:
+        with pytest.raises(ValueError, match=r"a group of adata.obs\['empty'\] would be empty, ''.*key_added=None"):
+            model.differential_expression(groupby="empty")
+        found = model.differential_expression(groupby="empty", key_added=None)
+        assert set(found["group1"]) == {"a", "", "c"}
+        model.differential_expression(groupby="empty", group1="a", group2="", key_added="named")
+        counts.write_h5ad(tmp_path / "counts.h5ad")
+    finally:
+        del counts.obs["empty"]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_reference_is_recorded_by_name(model, counts):
+    counts.obs["number"] = counts.obs["type"].cat.rename_categories([1.0, 2.0, 3.0])
+    try:
+        model.differential_expression(groupby="number", group1=1, group2=3.0, key_added="numbered")
+        assert counts.uns["numbered"]["params"]["reference"] == "3"
+        assert sc.get.rank_genes_groups_df(counts, "1", key="numbered").shape[0] == N_GENES
+    finally:
+        del counts.obs["number"]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_levels_of_intervals_may_be_an_array(model):
+    table = model.differential_expression(groupby="type", group1="a", cred_interval_lvls=np.array([0.5, 0.9]))
+    assert {"lfc_confidence_interval_0.5_min", "lfc_confidence_interval_0.9_max"} <= set(table)
+
+
 def test_delta_is_chosen_from_the_data(model):
     table = model.differential_expression(groupby="type", group1="a", delta=None, key_added=None)
     assert table["delta"].nunique() == 1

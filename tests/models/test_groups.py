@@ -134,3 +134,16 @@ def test_every_cell_needs_a_sample(obs):
 
 def test_positions_are_integers(obs):
     assert np.issubdtype(_select(obs, "type").of_cell.dtype, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("select", "argument"), [(lambda obs, key: _select(obs, key), "groupby"), (select_samples, "sample_key")]
+)
+def test_a_column_must_be_one_and_its_values_have_names_of_their_own(obs, select, argument):
+    mixed = obs.assign(mixed=np.array([1, "1", 2, 1, "1", 2], dtype=object))
+    with pytest.raises(ValueError, match=rf"{argument}: adata.obs\['mixed'\] holds.*read the same: '1'.*astype\(str\)"):
+        select(mixed, "mixed")
+    twice = pd.concat([obs, obs[["donor"]]], axis=1)
+    with pytest.raises(ValueError, match=rf"{argument}: adata.obs has 2 columns called 'donor'. Rename or drop"):
+        select(twice, "donor")
+    assert _select(twice, "type").names == ("c", "b", "a")

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import anndata as ad
 import h5py
@@ -85,6 +86,55 @@ def test_what_is_there_is_replaced_only_on_request(model, out):
     model.get_latent_representation(out=out, overwrite=True)
     assert read(out).n_obs == 120
     assert os.listdir(out.parent) == [out.name]
+
+
+def test_a_folder_of_the_user_is_never_replaced(model, out):
+    out.mkdir(parents=True)
+    (out / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match="is a folder and no zarr store, so it is not replaced"):
+        model.get_latent_representation(out=out, overwrite=True)
+    (out / "thesis.tex").unlink()
+    # There is nothing to lose in an empty one.
+    model.get_latent_representation(out=out, overwrite=True)
+    assert read(out).n_obs == 120
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_stores_of_either_format_are_replaced(model, tmp_path, zarr_format):
+    zarr.open_group(tmp_path / "out.zarr", mode="w", zarr_format=zarr_format).create_group("obs")
+    model.get_latent_representation(out=tmp_path / "out.zarr", overwrite=True)
+    assert read(tmp_path / "out.zarr").n_obs == 120
+
+
+def test_a_link_stays_one(model, out):
+    link = out.with_name(f"link{out.suffix}")
+    for there in (False, True):
+        out.parent.mkdir(exist_ok=True)
+        if not there:
+            link.symlink_to(out.name)
+        assert model.get_latent_representation(out=link, overwrite=True) == link
+        assert link.is_symlink()
+        assert read(out).n_obs == 120
+    assert sorted(os.listdir(out.parent)) == sorted([link.name, out.name])
+
+
+@pytest.mark.parametrize("after", ["out", "new"])
+def test_an_interrupt_while_renaming_loses_no_file(model, out, monkeypatch, after):
+    model.get_latent_representation(out=out, indices=[0, 1])
+    rename = Path.rename
+
+    def interrupted(self, target):
+        renamed = rename(self, target)
+        if self.stem == after:
+            monkeypatch.setattr(Path, "rename", rename)
+            raise KeyboardInterrupt
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.get_latent_representation(out=out, overwrite=True)
+    assert os.listdir(out.parent) == [out.name]
+    assert read(out).n_obs == (2 if after == "out" else 120)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -60,6 +60,17 @@ def test_cells_that_do_not_exist_are_refused(asked, error, message):
         select_cells(asked, CELLS)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint64])
+def test_positions_of_any_dtype(dtype):
+    names = pd.RangeIndex(70_000).astype(str)
+    assert select_cells(np.array([3, 100], dtype=dtype), names).tolist() == [3, 100]
+    if np.issubdtype(dtype, np.signedinteger):
+        assert select_cells(np.array([-1], dtype=dtype), names).tolist() == [69_999]
+    else:
+        with pytest.raises(IndexError, match="holds"):
+            select_cells(np.array([np.iinfo(dtype).max], dtype=dtype), names[:200])
+
+
 def test_names_that_are_not_unique_cannot_name_cells():
     with pytest.raises(ValueError, match=r"not unique.*positions"):
         select_cells(["a"], pd.Index(["a", "a"]))

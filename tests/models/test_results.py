@@ -48,6 +48,12 @@ def test_a_cell_asked_for_twice_is_ambiguous(adata):
     assert "new" not in adata.obsm
 
 
+def test_a_column_without_a_name_is_refused_before_it_is_written(adata):
+    with pytest.raises(ValueError, match=r"a column of adata.obsm\['k'\] would be empty.*key_added=None"):
+        write_result(adata, "obsm", "k", np.zeros((120, 2)), np.arange(120), {}, ["a", ""])
+    assert "k" not in adata.obsm
+
+
 def test_where_a_result_came_from_is_recorded_with_its_time(adata):
     write_result(adata, "obsm", "new", np.ones((120, 2), dtype=np.float32), np.arange(120), PROVENANCE)
     record = _record(adata, 'obsm["new"]')

@@ -150,6 +150,18 @@ def test_what_is_not_a_model_is_never_overwritten(model, tmp_path, kind):
     assert (path if kind == "file" else path / "thesis.tex").read_text() == "mine"
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_one_and_leads_to_the_new_model(model, folder, there):
+    target = folder if there else folder.parent / "others" / "another"
+    link = folder.parent / "link"
+    link.symlink_to(target)
+    model.train(max_steps=1, enable_progress_bar=False)
+    model.save(link, overwrite=True)
+    assert link.is_symlink()
+    assert SCVAE.load(target).history.equals(model.history)
+    assert {file.name for file in folder.parent.iterdir()} <= {"model", "link", "others"}
+
+
 def test_a_failure_while_writing_keeps_the_model_that_was_there(model, folder, monkeypatch):
     before = _content(folder)
     monkeypatch.setattr("scvae_ext.models.saving.save_file", lambda *args: (_ for _ in ()).throw(OSError("disk full")))

@@ -24,6 +24,7 @@ from scvae_ext.models.options import positive_number, true_or_false, whole_numbe
 from scvae_ext.models.other_genes import fit_other_genes
 from scvae_ext.models.posterior_draws import posterior_draws
 from scvae_ext.models.query import CellSelection
+from scvae_ext.models.results import require_names
 
 __all__ = ["ComparisonMixin"]
 
@@ -159,7 +160,7 @@ class ComparisonMixin(GroupComparison):
             delta,
             fdr_target,
             test_mode,
-            tuple(cred_interval_lvls or ()),
+            () if cred_interval_lvls is None else tuple(cred_interval_lvls),
             self._batches_to_compare(batch_correction, batchid1, batchid2),
             true_or_false("all_stats", all_stats),
             idx1 is None and group1 is None,
@@ -169,7 +170,7 @@ class ComparisonMixin(GroupComparison):
         )
         if sample_key is not None and mode == "vanilla":
             raise ValueError('sample_key has no meaning in mode="vanilla", which compares cells: use mode="change".')
-        asked = GroupQuestion(groupby, group1, group2, idx1, idx2, sample_key)
+        asked = GroupQuestion(groupby, group1, group2, idx1, idx2, sample_key, key_added is not None)
         within = cells.source.batch.numpy() if options.batches and mode == "change" else None
         groups, units = asked.units(in_pandas(adata.obs), batch=within)
         names = list(self.registry.var_names)
@@ -253,6 +254,8 @@ class ComparisonMixin(GroupComparison):
             raise ValueError(f"sample_key is missing: name the column of adata.obs with the samples ({listed}).")
         obs = in_pandas(adata.obs)
         codes, names = select_samples(obs, sample_key)
+        if key_added is not None:
+            require_names(names, f"a sample of adata.obs[{sample_key!r}]")
         compared = None
         if groupby is not None:
             compared = groups_of_samples(obs, codes, names, groupby, group1, group2)

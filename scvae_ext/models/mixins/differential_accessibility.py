@@ -98,7 +98,7 @@ class DifferentialAccessibilityMixin(GroupComparison):
             delta,
             fdr_target,
             test_mode,
-            tuple(cred_interval_lvls or ()),
+            () if cred_interval_lvls is None else tuple(cred_interval_lvls),
             self._batches_to_compare(batch_correction, batchid1, batchid2),
             True,
             idx1 is None and group1 is None,
@@ -106,7 +106,7 @@ class DifferentialAccessibilityMixin(GroupComparison):
             0,
             whole_number("seed", seed, least=0),
         )
-        asked = GroupQuestion(groupby, group1, group2, idx1, idx2, sample_key)
+        asked = GroupQuestion(groupby, group1, group2, idx1, idx2, sample_key, key_added is not None)
         peaks = self.registry.peaks
         assert peaks is not None
         measured = np.array(peaks.measured)[:, None]

@@ -98,7 +98,7 @@ class DifferentialProteinMixin(GroupComparison):
             delta,
             fdr_target,
             test_mode,
-            tuple(cred_interval_lvls or ()),
+            () if cred_interval_lvls is None else tuple(cred_interval_lvls),
             self._batches_to_compare(batch_correction, batchid1, batchid2),
             True,
             idx1 is None and group1 is None,
@@ -107,7 +107,7 @@ class DifferentialProteinMixin(GroupComparison):
             whole_number("seed", seed, least=0),
             true_or_false("per_background", per_background),
         )
-        asked = GroupQuestion(groupby, group1, group2, idx1, idx2, sample_key)
+        asked = GroupQuestion(groupby, group1, group2, idx1, idx2, sample_key, key_added is not None)
         draw = partial(protein_draws, self.module, per_background=per_background)
         panel = self.registry.proteins
         assert panel is not None

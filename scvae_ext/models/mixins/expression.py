@@ -280,6 +280,7 @@ class ExpressionMixin(IntervalMixin):
         names = self._gene_names(genes)
         frame = pd.DataFrame(values, index=names, columns=names)
         if key_added is not None and genes is None:
-            record = {**options, "transform_batch": transform_batch, "n_cells": len(cells)}
+            names_of_batches = [self.registry.batch_categories[batch] for batch in batches] or None
+            record = {**options, "transform_batch": names_of_batches, "n_cells": len(cells)}
             write_gene_pairs(adata, key_added, frame, self._provenance(record))
         return frame

@@ -79,10 +79,11 @@ class GroupComparison(VAEModel):
         self, asked: GroupQuestion, options: ChangeOptions, tables: Mapping[str, pd.DataFrame]
     ) -> dict[str, Any]:
         """Return what provenance says of a comparison."""
+        second = None if asked.group2 is None else str(next(iter(tables.values()))["group2"].iloc[0])
         return {
             "groupby": asked.groupby,
             "group1": list(tables),
-            "group2": asked.group2,
+            "group2": second,
             "mode": options.mode,
             "delta": options.delta,
             "batches": [self.registry.batch_categories[batch] for batch in options.batches] or None,
