@@ -183,11 +183,10 @@ def sorted_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """
     parts = []
     for table in tables.values():
+        keys = [table["bayes_factor"]]
         if "proba_de" in table:
             # Many are equal to one within a rounding error.
-            keys = table["proba_de"].round(PLACES), table["lfc_mean"] / table["lfc_std"]
-        else:
-            keys = (table["bayes_factor"],)
+            keys = [table["proba_de"].round(PLACES), table["lfc_mean"] / table["lfc_std"]]
         order = np.lexsort([-key.to_numpy() for key in keys[::-1]])  # what is missing comes last
         parts.append(table.iloc[order])
     return pd.concat(parts)
