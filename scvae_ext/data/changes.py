@@ -13,8 +13,9 @@ from scvae_ext.data.fields import Layer
 
 __all__ = ["SeenCounts", "checksum"]
 
-# Sums fit into the processor's nearest cache, so that adding up takes as long as reading from memory.
-_LANES = 4096
+# Sums fit into the processor's nearest cache, so that adding up takes as long as reading from memory. Their number is
+# prime: rows of a dense matrix, of 4,096 genes say, do not fall on each other's places, so that their order counts.
+_LANES = 4093
 # Of a dense matrix of more bytes, mostly zeros, and of places in a sparse one so many words are looked at, and the next
 # ones so much later, by bytes of an entry. Distances are prime, so that no gene is left out, however many there are.
 _ALL_BELOW = 1 << 24

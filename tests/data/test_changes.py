@@ -4,6 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from anndata import AnnData
 from stores import stored
 
 from scvae_ext.data import changes
@@ -62,6 +63,14 @@ def test_equal_values_that_change_alike_are_seen(adata):
         seen = SeenCounts(adata, X)
         adata.X.data = adata.X.data * 2**power
         assert seen.state(adata) == ("changed" if power else "same")
+
+
+@pytest.mark.parametrize("n_genes", [1024, 2048, 4096, 8192])
+def test_rows_of_a_dense_matrix_that_change_places_are_seen(n_genes):
+    adata = AnnData(np.random.default_rng(0).poisson(0.7, (40, n_genes)).astype(np.float64))
+    seen = SeenCounts(adata, X)
+    adata.X[...] = adata.X[::-1].copy()
+    assert seen.state(adata) == "changed"
 
 
 def test_another_object_is_another_matrix(in_memory):
