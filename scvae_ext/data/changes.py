@@ -47,6 +47,8 @@ class SeenCounts:
     def state(self, adata: AnnData) -> Literal["same", "replaced", "changed"]:
         """Return whether the matrix is the same, another one, or the same object with other content.
 
+        The matrix of a view is that of another AnnData, which it changes with: it is never another one.
+
         Parameters
         ----------
         adata
@@ -54,9 +56,12 @@ class SeenCounts:
         """
         if self._find(adata) is not self._matrix:
             return "replaced"
-        if checksum(self._read(adata)) == self._checksum:
-            return "same"
-        return "replaced" if self._matrix is None else "changed"
+        try:
+            is_same = checksum(self._read(adata)) == self._checksum
+        except IndexError:
+            # Cells of a view are not there any more in what it is a view of.
+            is_same = False
+        return "same" if is_same else "changed"
 
     def _find(self, adata: AnnData) -> object:
         """Return the object, or ``None`` where every access makes a new one."""

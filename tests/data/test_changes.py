@@ -97,11 +97,25 @@ def test_parts_of_another_array(adata, counts):
     assert seen.state(adata) == "changed"
 
 
-def test_a_view_follows_what_it_is_a_view_of(adata):
+@pytest.mark.parametrize("chosen", [slice(5, 20), np.arange(5, 60)])
+def test_a_view_changes_with_what_it_is_a_view_of(adata, chosen):
+    view = adata[chosen]
+    seen = SeenCounts(view, X)
+    adata.obs["new"] = 1
+    assert seen.state(view) == "same"
+    before = adata.X.copy()
+    adata.X.data[:] = 7
+    assert seen.state(view) == "changed"
+    adata.X = before
+    assert seen.state(view) == "same"
+    adata._inplace_subset_obs(np.arange(10))
+    assert seen.state(view) == "changed"
+
+
+def test_a_view_that_became_an_anndata_of_its_own_has_another_matrix(adata):
     view = adata[5:20]
     seen = SeenCounts(view, X)
-    assert seen.state(view) == "same"
-    adata.X.data[:] = 7
+    view._init_as_actual(view.copy())
     assert seen.state(view) == "replaced"
 
 

@@ -5,6 +5,7 @@ import signal
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -376,6 +377,90 @@ def test_counts_changed_in_place_are_an_error_until_they_are_handed_over(model, 
     after = model.get_latent_representation(key_added=None)
     assert np.abs(after - before).max() > 0.01
     np.testing.assert_allclose(model.get_latent_representation(adata.copy()), after, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("as_stored", FORMATS)
+@pytest.mark.parametrize("column", ["name", "batch"])
+def test_counts_that_were_changed_where_a_cell_was_renamed_or_relabelled_as_well(model, adata, as_stored, column):
+    adata.X = as_stored(adata.X)
+    model.get_elbo()
+    adata.X[0] = adata.X[0] * 3
+    if column == "name":
+        adata.obs_names = [f"new {name}" for name in adata.obs_names]
+    else:
+        adata.obs[column] = adata.obs[column].to_numpy()[::-1]
+    for ask in (model.get_elbo, lambda: _train(model)):
+        with pytest.raises(RuntimeError, match=r"adata.X has changed since it was read first.*model\.adata = adata"):
+            ask()
+
+
+def _sort(adata):
+    adata._inplace_subset_obs(np.arange(adata.n_obs)[::-1])
+
+
+def _sort_genes(adata):
+    adata._inplace_subset_var(np.arange(adata.n_vars)[::-1])
+
+
+def _filter(adata):
+    adata._inplace_subset_obs(np.arange(60, adata.n_obs))
+
+
+def _write(adata):
+    adata.X[0] = adata.X[0] * 3
+
+
+@pytest.mark.parametrize("as_stored", FORMATS)
+@pytest.mark.parametrize("cells", [slice(0, 80), np.arange(120) < 80], ids=["slice", "mask"])
+@pytest.mark.parametrize("change", [_sort, _sort_genes, _filter, _write])
+def test_a_view_whose_counts_became_others_is_an_error_until_cells_are_taken_anew(
+    model, adata, as_stored, cells, change
+):
+    adata.X = as_stored(adata.X)
+    model.adata = adata[cells]
+    expected = model.get_elbo(return_mean=False)
+    change(adata)
+    for ask in (model.get_elbo, lambda: _train(model)):
+        with pytest.raises(RuntimeError, match=r"adata is a view.*model\.adata = adata\[cells\]\.copy\(\)"):
+            ask()
+    if change is _sort:
+        model.adata = adata[::-1][cells].copy()
+        np.testing.assert_allclose(model.get_elbo(return_mean=False), expected, rtol=1e-5)
+
+
+def test_a_sorted_anndata_under_a_view_is_noticed_where_all_totals_are_the_same(adata):
+    adata.X = np.random.default_rng(0).permuted(np.tile(np.arange(30.0, dtype=np.float32), (120, 1)), axis=1)
+    SCVAE.setup_anndata(adata)
+    model = _train(SCVAE(adata[:], **SMALL))
+    model.get_elbo()
+    _sort(adata)
+    with pytest.raises(RuntimeError, match="adata is a view"):
+        model.get_elbo()
+
+
+def test_a_view_is_used_as_any_other_anndata(model, adata):
+    expected = model.get_latent_representation(adata[::2].copy(), key_added=None)
+
+    def require_expected():
+        found = model.get_latent_representation(key_added=None)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+    view = model.adata = adata[::2]
+    require_expected()
+    adata.obs["new"] = 1
+    adata.obs_names = [f"new {name}" for name in adata.obs_names]
+    require_expected()
+    # The same counts in another format, and in another order of entries.
+    for as_stored in FORMATS:
+        adata.X = as_stored(sp.csr_matrix(adata.X))
+        require_expected()
+    assert view.is_view
+    _train(model, max_steps=1)
+    model.get_latent_representation()
+    assert not view.is_view
+    assert view.obsm["X_scvae"].shape == (60, 3)
+    adata.X[:] = 0
+    model.get_elbo()
 
 
 @pytest.mark.parametrize("as_stored", FORMATS)
