@@ -22,7 +22,14 @@ from scvae_ext.models.options import whole_number
 from scvae_ext.models.output import check_out, write_pieces
 from scvae_ext.models.pieces import Pieces
 from scvae_ext.models.query import CellSelection, select_cells
-from scvae_ext.models.results import fingerprint, names_hash, weights_hash, write_result
+from scvae_ext.models.results import (
+    expression_slot,
+    fingerprint,
+    names_hash,
+    require_free,
+    weights_hash,
+    write_result,
+)
 from scvae_ext.random_state import seeded
 
 if TYPE_CHECKING:
@@ -248,6 +255,10 @@ class ModelCore(ABC):
     def _require_valid(self, source: CellSource) -> None:
         """Raise where the values of another AnnData do not fit the likelihood."""
 
+    def _require_free(self, slot: str, key: str | None, *suffixes: str) -> None:
+        """Raise where a result, with any of the suffixes if there are some, would replace what the model reads."""
+        require_free(self.registry, slot, key, suffixes or ("",))
+
     def _write(
         self,
         adata: AnnData,
@@ -266,6 +277,7 @@ class ModelCore(ABC):
             return
         if not isinstance(key, str) or not key:
             raise ValueError(f"key_added={key!r} must be a name, or None to write nothing.")
+        self._require_free(slot, key)
         record = {**arguments, "n_cells": len(cells), "all_cells": not is_subset}
         write_result(adata, slot, key, values, cells.positions, self._provenance(record), columns, categories)
 
@@ -299,8 +311,8 @@ class ModelCore(ABC):
         """Write expression as a layer, or as a data frame in ``obsm`` where its genes are not those of the AnnData."""
         if key is None:
             return
-        order = pd.Index(genes).get_indexer(adata.var_names)
-        if len(order) == len(genes) and (order >= 0).all():
+        if expression_slot(adata, genes) == "layers":
+            order = pd.Index(genes).get_indexer(adata.var_names)
             self._write(adata, "layers", key, expression[:, order], cells, write_subset, arguments)
         else:
             self._write(adata, "obsm", key, expression, cells, write_subset, arguments, genes)

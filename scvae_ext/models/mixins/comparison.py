@@ -148,6 +148,7 @@ class ComparisonMixin(GroupComparison):
         UserWarning
             If groups are left out, which it names, or samples have cells of one group only.
         """
+        self._require_free("uns", key_added)
         adata, cells = self._cells(adata, None, batch_size, fill_missing_genes)
         cells.source.require_counts(self._options["gene_likelihood"])
         options = ChangeOptions(
@@ -242,6 +243,8 @@ class ComparisonMixin(GroupComparison):
         ValueError
             If a column or a group does not exist, or a sample has several groups; the message lists what exists.
         """
+        self._require_free("obsm", key_added)
+        self._require_free("obs", key_added, "_log_ratio", "_error")
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         if sample_key is None:
             listed = ", ".join(map(repr, adata.obs.columns))
