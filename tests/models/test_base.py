@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import random
 import signal
 
@@ -570,3 +571,32 @@ def test_the_device(model):
     assert model.device == torch.device("cpu")
     model.to_device("meta")
     assert model.device == torch.device("meta")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("getter", "arguments"),
+    [
+        ("get_latent_representation", {"give_mean": False}),
+        ("get_elbo", {"return_mean": False}),
+        ("get_reconstruction_error", {"return_mean": False}),
+        ("get_marginal_ll", {"return_mean": False, "n_mc_samples": 5}),
+        ("get_normalized_expression", {"return_numpy": True}),
+        ("get_likelihood_parameters", {}),
+        ("get_cell_uncertainty", {"labels_key": "cell_type"}),
+        ("posterior_predictive_sample", {}),
+        ("differential_abundance", {"sample_key": "batch", "num_cells_posterior": 20}),
+        ("counterfactual", {"set": {"batch": "batch_1"}}),
+        ("counterfactual_effect", {"control": {"batch": "batch_0"}, "treated": {"batch": "batch_1"}}),
+    ],
+)
+def test_a_seed_is_any_whole_number(model, getter, arguments):
+    def ask(seed):
+        return getattr(model, getter)(seed=seed, **arguments)
+
+    for wrong in (-1, 1.0, "1", None, True):
+        with pytest.raises(ValueError, match=f"seed={wrong!r} must be a whole number of at least 0"):
+            ask(wrong)
+    if getter.startswith("counterfactual"):
+        model.calibrate_intervals(train_options={"max_steps": 1})
+    assert pickle.dumps(ask(np.int64(3))) == pickle.dumps(ask(3))

@@ -257,7 +257,7 @@ class ComparisonMixin(GroupComparison):
         elif group1 is not None or group2 is not None:
             raise ValueError("group1 and group2 need groupby=..., the column of adata.obs that they are groups of.")
         most = None if num_cells_posterior is None else whole_number("num_cells_posterior", num_cells_posterior)
-        bandwidth = positive_number("bandwidth", bandwidth)
+        bandwidth, seed = positive_number("bandwidth", bandwidth), whole_number("seed", seed, least=0)
         with evaluating(self.module):
             log_prob, n_cells, sizes = sample_log_prob(self.module, cells, codes, names, most, bandwidth, seed)
         ratio = None if compared is None else abundance_ratio(log_prob, n_cells, *compared)

@@ -106,6 +106,7 @@ class CounterfactualMixin(IntervalMixin):
             "latent" if library_size == "latent" else positive_number("library_size", library_size)
         )
         level, n_samples = interval_level(level), whole_number("n_samples", n_samples)
+        seed = whole_number("seed", seed, least=0)
         names = self._gene_names(genes)
         self._require_free(expression_slot(adata, names), key_added, *ENDS)
         self._require_free("obs", key_added, "_supported")
@@ -190,6 +191,7 @@ class CounterfactualMixin(IntervalMixin):
             )
         genes = select_genes(gene_list, self.registry.var_names)
         level, n_samples = interval_level(level), whole_number("n_samples", n_samples)
+        seed = whole_number("seed", seed, least=0)
         groups, group_of_cell = groups_of_cells(adata, groupby, cells)
         replicate, own = self._refitted(), self._cells(None, None, None, fill_missing_genes)[1]
         positions = self._own_positions(adata, cells, own.source)

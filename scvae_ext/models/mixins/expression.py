@@ -138,7 +138,7 @@ class ExpressionMixin(IntervalMixin):
                 ends = expression_interval(self.module, cells, targets, genes, depth, calibration, level)
             self._write_ends(adata, key_added, ends, chosen, cells, write_subset, record | {"interval": level})
             return ExpressionInterval(*ends, level, cells.source.obs_names[cells.positions], pd.Index(chosen))
-        n_draws = whole_number("n_samples", n_samples)
+        n_draws, seed = whole_number("n_samples", n_samples), whole_number("seed", seed, least=0)
         compute: Compute
         if given == "counts":
             compute = partial(
@@ -205,8 +205,9 @@ class ExpressionMixin(IntervalMixin):
             (standard deviation) for ``"normal"``. Each of shape (cells, genes).
         """
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
+        n_samples, seed = whole_number("n_samples", n_samples), whole_number("seed", seed, least=0)
         with evaluating(self.module):
-            return inference.likelihood_parameters(self.module, cells, whole_number("n_samples", n_samples), seed)
+            return inference.likelihood_parameters(self.module, cells, n_samples, seed)
 
     def get_feature_correlation_matrix(
         self,

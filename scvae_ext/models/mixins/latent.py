@@ -92,6 +92,7 @@ class LatentMixin(VAEModel):
         if out is None:
             self._require_free("obsm", key_added)
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
+        seed = whole_number("seed", seed, least=0)
         arguments = {"give_mean": give_mean, "mc_samples": mc_samples, "seed": seed}
         if give_mean and not return_dist:
             compute = partial(inference.latent_mean, n_samples=whole_number("mc_samples", mc_samples), seed=seed)
