@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from scvae_ext import SCVAE, Autoencoder
 from scvae_ext.datasets import synthetic_counts
 from scvae_ext.train import TrainingDivergedError
+from scvae_ext.train.callbacks import BestWeights, GentleInterrupt
 
 SMALL = {"n_hidden": 16, "n_latent": 3}
 
@@ -600,3 +601,91 @@ def test_a_seed_is_any_whole_number(model, getter, arguments):
     if getter.startswith("counterfactual"):
         model.calibrate_intervals(train_options={"max_steps": 1})
     assert pickle.dumps(ask(np.int64(3))) == pickle.dumps(ask(3))
+
+
+class _Failing(Callback):
+    def __init__(self, at_step):
+        self.at_step = at_step
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step >= self.at_step:
+            raise RuntimeError("the disk is full")
+
+
+@pytest.mark.parametrize("kind", [SCVAE, Autoencoder])
+def test_a_first_training_that_fails_decides_no_split_and_leaves_the_weights(adata, kind):
+    model = kind(adata, **SMALL)
+    for error, options in (
+        (RuntimeError, {"max_steps": 100, "batch_size": 10, "callbacks": [_Failing(5)]}),
+        (TrainingDivergedError, {"max_steps": 200, "learning_rate": 1e20, "early_stopping": False}),
+    ):
+        with pytest.raises(error):
+            _train(model, **options)
+        assert not model.is_trained
+        assert model.train_indices is model.validation_indices is None
+    other, started = kind(adata, **SMALL), []
+
+    class Start(Callback):
+        def on_train_start(self, trainer, pl_module):
+            started.append({name: value.clone() for name, value in pl_module.module.state_dict().items()})
+
+    for each in (model, other):
+        _train(each, train_size=0.5, seed=7, callbacks=[Start()])
+    assert len(model.train_indices) == 60
+    np.testing.assert_array_equal(model.train_indices, other.train_indices)
+    assert _same(*started)
+    # One that goes on keeps the split, whether it fails or not.
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        _train(model, train_size=0.9, callbacks=[_Failing(1)])
+    _train(model, train_size=0.9)
+    np.testing.assert_array_equal(model.train_indices, other.train_indices)
+
+
+def test_advice_to_train_on_more_cells_can_be_followed(adata):
+    model = SCVAE(adata, **SMALL, prior="mixture", n_prior_components=110)
+    with pytest.raises(ValueError, match="more than the 108 training cells"):
+        _train(model)
+    _train(model, train_size=0.95)
+    assert len(model.train_indices) == 114
+
+
+def test_a_first_training_on_other_cells_that_fails_decides_no_split_either(model, adata):
+    before = _weights(model)
+    model.adata = adata[::-1].copy()
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        _train(model, callbacks=[_Failing(1)])
+    assert model.is_trained
+    assert model.train_indices is None
+    assert _same(_weights(model), before)
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_an_interrupt_as_training_ends_leaves_the_best_weights_of_a_trained_model(adata, is_trained, monkeypatch):
+    """A second Ctrl-C is as likely to come while training ends as before."""
+    model = SCVAE(adata, **SMALL)
+    if is_trained:
+        _train(model)
+    before = _weights(model)
+    restore, release, end = BestWeights.restore, GentleInterrupt.release, GentleInterrupt.end
+
+    def restore_interrupted(best):
+        signal.raise_signal(signal.SIGINT)
+        restore(best)
+
+    def release_interrupted(interrupt):
+        release(interrupt)
+        signal.raise_signal(signal.SIGINT)
+
+    def end_at_once(interrupt):
+        end(interrupt)
+        monkeypatch.setattr(BestWeights, "restore", restore_interrupted)
+
+    monkeypatch.setattr(GentleInterrupt, "end", end_at_once)
+    monkeypatch.setattr(GentleInterrupt, "release", release_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _train(model, **(AWAY if is_trained else {}))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert model.is_trained
+    assert not model.module.training
+    assert model._maximised == (1.0, 0.0)
+    assert _same(_weights(model), before) == is_trained
