@@ -13,8 +13,9 @@ from scvae_ext.data.fields import Layer
 
 __all__ = ["SeenCounts", "checksum"]
 
-# Sums fit into the processor's nearest cache, so that adding up takes as long as reading from memory.
-_LANES = 4096
+# Sums fit into the processor's nearest cache, so that adding up takes as long as reading from memory. Their number is
+# prime: rows of a dense matrix, of 4,096 genes say, do not fall on each other's places, so that their order counts.
+_LANES = 4093
 # Of a dense matrix of more bytes, mostly zeros, and of places in a sparse one so many words are looked at, and the next
 # ones so much later, by bytes of an entry. Distances are prime, so that no gene is left out, however many there are.
 _ALL_BELOW = 1 << 24
@@ -46,6 +47,8 @@ class SeenCounts:
     def state(self, adata: AnnData) -> Literal["same", "replaced", "changed"]:
         """Return whether the matrix is the same, another one, or the same object with other content.
 
+        The matrix of a view is that of another AnnData, which it changes with: it is never another one.
+
         Parameters
         ----------
         adata
@@ -53,9 +56,12 @@ class SeenCounts:
         """
         if self._find(adata) is not self._matrix:
             return "replaced"
-        if checksum(self._read(adata)) == self._checksum:
-            return "same"
-        return "replaced" if self._matrix is None else "changed"
+        try:
+            is_same = checksum(self._read(adata)) == self._checksum
+        except IndexError:
+            # Cells of a view are not there any more in what it is a view of.
+            is_same = False
+        return "same" if is_same else "changed"
 
     def _find(self, adata: AnnData) -> object:
         """Return the object, or ``None`` where every access makes a new one."""

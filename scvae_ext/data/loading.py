@@ -170,6 +170,24 @@ class CellSource:
         if not np.allclose(totals, self.facts.total_per_cell[indices], rtol=1e-4, atol=0):
             raise changed_counts(Layer(self.registry.layer).where)
 
+    def has_counts_of(self, other: "CellSource") -> bool:
+        """Return whether cells and genes have the totals of another source, and its entries where both are in memory.
+
+        Entries of an array that is shared, and was changed in place, are the same by now; totals are those of before.
+
+        Parameters
+        ----------
+        other
+            The other.
+        """
+        mine, others = self.facts, other.facts
+        pairs = (mine.total_per_cell, others.total_per_cell), (mine.total_per_gene, others.total_per_gene)
+        if any(len(one) != len(two) or not np.allclose(one, two, rtol=1e-4, atol=0) for one, two in pairs):
+            return False
+        if isinstance(self._matrix, InMemoryCounts) and isinstance(other._matrix, InMemoryCounts):
+            return self._matrix.equals(other._matrix)
+        return True
+
     def keep(self, indices: Integer[np.ndarray, "chosen"]) -> None:
         """Hold some cells of a matrix on disk in memory from now on, in place of those held before.
 

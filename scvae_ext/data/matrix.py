@@ -37,6 +37,22 @@ class InMemoryCounts:
         """
         return self.csr[indices]
 
+    def equals(self, other: "InMemoryCounts") -> bool:
+        """Return whether all entries are those of another matrix, to the precision of sums of float32.
+
+        Parameters
+        ----------
+        other
+            The other.
+        """
+        one, two = self.csr, other.csr
+        return (
+            one.shape == two.shape
+            and np.array_equal(one.indptr, two.indptr)
+            and np.array_equal(one.indices, two.indices)
+            and np.allclose(one.data, two.data, rtol=1e-4, atol=0)
+        )
+
     def chunks(self) -> Iterator[tuple[int, sp.csr_matrix]]:
         """Yield all rows in order, without copying them."""
         csr = self.csr

@@ -122,6 +122,25 @@ class Registry:
         canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
+    def keys_read(self, slot: str) -> tuple[str, ...]:
+        """Return the keys that values are read from.
+
+        Parameters
+        ----------
+        slot
+            Slot of the AnnData: ``"layers"``, ``"obs"``, ``"obsm"`` or ``"uns"``; nothing is read from others.
+        """
+        features = [each for each in (self.proteins, self.peaks) if each is not None]
+        covariates = [each.key for each in self.categorical_covariates]
+        covariates += [each.key for each in self.continuous_covariates]
+        keys: dict[str, list[str | None]] = {
+            "layers": [self.layer],
+            "obs": [self.batch_key, self.labels_key, self.size_factor_key, *covariates],
+            "obsm": [each.key for each in features],
+            "uns": [each.names_key for each in features],
+        }
+        return tuple(key for key in keys.get(slot, []) if key is not None)
+
     def require_counts(self, gene_likelihood: str) -> None:
         """Raise if the matrix that was set up does not hold counts.
 

@@ -160,14 +160,22 @@ def require_counts(first_fraction: Entry | None, where: str, gene_likelihood: st
         )
 
 
-def changed_counts(where: str) -> RuntimeError:
+def changed_counts(where: str, *, is_view: bool = False) -> RuntimeError:
     """Return the error for a matrix that is no longer what it was when it was read.
 
     Parameters
     ----------
     where
         Name of the matrix for the message.
+    is_view
+        Whether it is that of a view.
     """
+    if is_view:
+        return RuntimeError(
+            f"{where} has changed since it was read first: adata is a view, and what it is a view of was written to, "
+            "sorted or filtered since, so that names and counts of its cells may not belong together any more. Take "
+            "the cells anew, and as a copy: model.adata = adata[cells].copy()."
+        )
     return RuntimeError(
         f"{where} has changed since it was read first. Keep the counts in a layer, adata.layers['counts'] = "
         "adata.X.copy(), before scanpy normalises adata.X, and set up with layer='counts'. If the new values are those "

@@ -19,6 +19,7 @@ from scvae_ext.models.cells import evaluating
 from scvae_ext.models.options import positive_number, reject_unknown
 from scvae_ext.models.pieces import Pieces
 from scvae_ext.models.query import CellSelection, GeneSelection, select_genes, select_options
+from scvae_ext.models.results import expression_slot
 from scvae_ext.modules import DeterministicAutoencoder
 from scvae_ext.nn.precision import single_precision
 from scvae_ext.train import TrainingPlan
@@ -117,6 +118,7 @@ class Autoencoder(BaseModel):
         pieces = Pieces(self.module, cells, autoencoder_latent, self.module.latent.out_features)
         if out is not None:
             return self._write_out(out, overwrite, adata, pieces, [], ("obsm", key_added or self.latent_key), {})
+        self._require_free("obsm", key_added)
         latent = pieces.in_memory()
         self._write(adata, "obsm", key_added, latent, cells, write_subset, {})
         return latent
@@ -162,6 +164,7 @@ class Autoencoder(BaseModel):
         }
         if out is not None:
             return self._write_out(out, overwrite, adata, pieces, names, None, arguments)
+        self._require_free(expression_slot(adata, names), key_added)
         expression = pieces.dask_array() if pieces.is_lazy else pieces.in_memory()
         self._write_expression(adata, key_added, expression, names, cells, write_subset, arguments)
         if return_numpy or pieces.is_lazy:

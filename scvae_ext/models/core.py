@@ -22,7 +22,14 @@ from scvae_ext.models.options import whole_number
 from scvae_ext.models.output import check_out, write_pieces
 from scvae_ext.models.pieces import Pieces
 from scvae_ext.models.query import CellSelection, select_cells
-from scvae_ext.models.results import fingerprint, names_hash, weights_hash, write_result
+from scvae_ext.models.results import (
+    expression_slot,
+    fingerprint,
+    names_hash,
+    require_free,
+    weights_hash,
+    write_result,
+)
 from scvae_ext.random_state import seeded
 
 if TYPE_CHECKING:
@@ -144,9 +151,9 @@ class ModelCore(ABC):
         """AnnData that getters read from, and write to, where they are given no other.
 
         It is matched anew where it was filtered, sorted or relabelled in place, or its matrix of counts replaced by
-        another. A matrix in memory whose values were changed in place is an error, until the AnnData is set again; one
-        on disk is not read again. With other cells than before, the split into training and held-out cells is
-        forgotten.
+        another. A matrix in memory whose values were changed in place is an error, until the AnnData is set again, and
+        so is a view whose counts became others; a matrix on disk is not read again. With other cells than before, the
+        split into training and held-out cells is forgotten.
         """
         if self._adata is None:
             raise ValueError("The model was loaded without an AnnData: pass adata=..., or set model.adata = adata.")
@@ -202,27 +209,24 @@ class ModelCore(ABC):
         adata = self.adata
         assert self._source is not None
         assert self._seen is not None
-        if self._fingerprint == fingerprint(adata, self.registry):
-            state = self._seen.state(adata)
-            if state == "same":
-                return self._source
-            if state == "changed" and not self._has_same_totals(adata, self._source):
-                raise changed_counts(Layer(self.registry.layer).where)
+        # Counts first: where a cell was renamed as well, it is the new ones that would be read below.
+        state = self._seen.state(adata)
+        if state == "changed" and not self._has_same_counts(adata, self._source):
+            raise changed_counts(Layer(self.registry.layer).where, is_view=adata.is_view)
+        if state == "same" and self._fingerprint == fingerprint(adata, self.registry):
+            return self._source
         if fill_missing_genes and not set(self.registry.var_names) <= set(adata.var_names):
             # Not kept: the next getter has to ask for it as well.
             return self._align(adata, fill_missing_genes=True)
         self.adata = adata
         return self._source
 
-    def _has_same_totals(self, adata: AnnData, source: CellSource) -> bool:
+    def _has_same_counts(self, adata: AnnData, source: CellSource) -> bool:
         """Return whether a matrix that was written to, by sorting its indices for example, still holds the counts."""
         try:
-            facts = align(adata, self.registry, labels_matter=False).facts
-        except ValueError:
+            return align(adata, self.registry, labels_matter=False).has_counts_of(source)
+        except (IndexError, ValueError):
             return False
-        known = source.facts
-        pairs = (facts.total_per_cell, known.total_per_cell), (facts.total_per_gene, known.total_per_gene)
-        return all(np.allclose(now, before, rtol=1e-4, atol=0) for now, before in pairs)
 
     def _cells(
         self,
@@ -251,6 +255,10 @@ class ModelCore(ABC):
     def _require_valid(self, source: CellSource) -> None:
         """Raise where the values of another AnnData do not fit the likelihood."""
 
+    def _require_free(self, slot: str, key: str | None, *suffixes: str) -> None:
+        """Raise where a result, with any of the suffixes if there are some, would replace what the model reads."""
+        require_free(self.registry, slot, key, suffixes or ("",))
+
     def _write(
         self,
         adata: AnnData,
@@ -269,6 +277,7 @@ class ModelCore(ABC):
             return
         if not isinstance(key, str) or not key:
             raise ValueError(f"key_added={key!r} must be a name, or None to write nothing.")
+        self._require_free(slot, key)
         record = {**arguments, "n_cells": len(cells), "all_cells": not is_subset}
         write_result(adata, slot, key, values, cells.positions, self._provenance(record), columns, categories)
 
@@ -302,8 +311,8 @@ class ModelCore(ABC):
         """Write expression as a layer, or as a data frame in ``obsm`` where its genes are not those of the AnnData."""
         if key is None:
             return
-        order = pd.Index(genes).get_indexer(adata.var_names)
-        if len(order) == len(genes) and (order >= 0).all():
+        if expression_slot(adata, genes) == "layers":
+            order = pd.Index(genes).get_indexer(adata.var_names)
             self._write(adata, "layers", key, expression[:, order], cells, write_subset, arguments)
         else:
             self._write(adata, "obsm", key, expression, cells, write_subset, arguments, genes)

@@ -16,17 +16,62 @@ from scvae_ext.data import CellSource, Registry, make_actual, record_result
 from scvae_ext.data.changes import checksum
 from scvae_ext.data.fields import in_pandas
 from scvae_ext.data.proteins import read_proteins
+from scvae_ext.data.provenance import UNS_KEY
 
 __all__ = [
     "cells_hash",
+    "expression_slot",
     "fingerprint",
     "names_hash",
+    "require_free",
     "require_names",
     "weights_hash",
     "write_gene_pairs",
     "write_gene_result",
     "write_result",
 ]
+
+
+def require_free(registry: Registry, slot: str, key: str | None, suffixes: Sequence[str] = ("",)) -> None:
+    """Raise where a result would take the place of what a model reads.
+
+    Parameters
+    ----------
+    registry
+        What the model reads.
+    slot, key
+        Where the result goes; nowhere if the key is ``None``.
+    suffixes
+        What is appended to the key, where several results are written.
+
+    Raises
+    ------
+    ValueError
+        Naming the key and what it would replace.
+    """
+    if key is None:
+        return
+    taken = (*registry.keys_read(slot), *([UNS_KEY] if slot == "uns" else []))
+    for of_result in (f"{key}{suffix}" for suffix in suffixes):
+        if of_result in taken:
+            raise ValueError(
+                f"key_added={key!r} would replace adata.{slot}[{of_result!r}], which the model reads: name another "
+                "key, or pass key_added=None to write nothing."
+            )
+
+
+def expression_slot(adata: AnnData, genes: Sequence[str]) -> Literal["layers", "obsm"]:
+    """Return where expression is written: into a layer if it is of the genes of the AnnData, in any order.
+
+    Parameters
+    ----------
+    adata
+        The AnnData.
+    genes
+        Names of the genes whose expression it is.
+    """
+    order = pd.Index(genes).get_indexer(adata.var_names)
+    return "layers" if len(order) == len(genes) and (order >= 0).all() else "obsm"
 
 
 def write_result(
@@ -187,10 +232,7 @@ def fingerprint(adata: AnnData, registry: Registry) -> tuple[object, ...]:
     registry
         Which of its columns matter.
     """
-    keys = [registry.batch_key, registry.labels_key, registry.size_factor_key]
-    keys += [covariate.key for covariate in registry.categorical_covariates]
-    keys += [covariate.key for covariate in registry.continuous_covariates]
-    columns = in_pandas(adata.obs, [key for key in keys if key is not None and key in adata.obs.columns])
+    columns = in_pandas(adata.obs, [key for key in registry.keys_read("obs") if key in adata.obs.columns])
     content = hashlib.sha256(
         b"".join(pd.util.hash_array(columns[key].astype(str).to_numpy()).tobytes() for key in columns)
     )

@@ -92,7 +92,7 @@ class TrainingMixin(ModelCore):
             default they share out the updates as well. See the page on several devices and machines.
         train_size, validation_size, shuffle_set_split
             Share of the cells to train on and to validate on (by default all others), drawn at random or in order.
-            The first training decides; later ones keep its split.
+            The first training decides; later ones keep its split. One that fails decides nothing.
         batch_size
             Cells of a minibatch, on each device.
         early_stopping
@@ -161,7 +161,7 @@ class TrainingMixin(ModelCore):
         split: _Split
         if datamodule is not None:
             split = _split_of(datamodule, source)
-        elif self.train_indices is None or self.validation_indices is None:
+        elif not self.is_trained or self.train_indices is None or self.validation_indices is None:
             split = split_indices(source.n_cells, train_size, validation_size, shuffle_set_split, seed)
         else:
             split = (self.train_indices, self.validation_indices, self.test_indices)
@@ -201,10 +201,12 @@ class TrainingMixin(ModelCore):
         self._weights_hash = None
         self._is_interrupted = False
         self._training_seed = seed
-        self.train_indices, self.validation_indices, self.test_indices = split
-        if not self.is_trained:
-            self._initialise(source, train)
-        train, validation = self._trained_cells(source, train, validation, may_leave_out=datamodule is None)
+        has_trained = False
+
+        def at_end() -> None:
+            nonlocal has_trained
+            has_trained = self.is_trained = True
+            self._maximised = maximised
 
         def run(trainable: Trainable, plan: TrainingPlan) -> bool:
             view = self._view(trainable)
@@ -221,6 +223,7 @@ class TrainingMixin(ModelCore):
                     progress_bar=enable_progress_bar,
                     trainer_options=trainer_options,
                     datamodule=datamodule,
+                    at_end=at_end,
                 )
             finally:
                 if isinstance(view, KeptReference):
@@ -228,17 +231,35 @@ class TrainingMixin(ModelCore):
             self._is_interrupted |= interrupted
             return interrupted
 
+        before = self.train_indices, self.validation_indices, self.test_indices
+        goes_on = self.is_trained and all(one is two for one, two in zip(split, before, strict=True))
+        start = self._copied_weights()
         try:
+            self.train_indices, self.validation_indices, self.test_indices = split
+            if not self.is_trained:
+                self._initialise(source, train)
+            train, validation = self._trained_cells(source, train, validation, may_leave_out=datamodule is None)
+            if self.is_trained:
+                # New batches of a mapped model were started, once and for all.
+                start = self._copied_weights()
             source.keep(validation)
             interrupted = run(trainable, plan)
-            self.is_trained, self._maximised = True, maximised
             if not interrupted:
                 cells = Cells(source, validation, self.device)
                 self._train_further(run, replace(plan, kl_warmup=kl_warmup), cells, history)
+        except BaseException:
+            if not (has_trained or goes_on):
+                # The next training draws a split anew, and its weights must not have seen the cells that it holds out.
+                self.train_indices, self.validation_indices, self.test_indices = before
+                self.module.load_state_dict(start)
+            raise
         finally:
             self._end_training(source, train)
             source.keep(np.arange(0))
             self._history_rows = history.rows
+
+    def _copied_weights(self) -> dict[str, torch.Tensor]:
+        return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
 
     def _train_further(
         self,

@@ -163,11 +163,14 @@ class PatientEarlyStopping(EarlyStopping):
 class GentleInterrupt(Callback):
     """Ends training after the current block at the first Ctrl-C; a second one interrupts at once.
 
+    Once training has ended, a Ctrl-C is taken note of alone, until :meth:`release`.
+
     Lightning itself leaves the interpreter when it is interrupted, which would take the user's notebook with it.
     """
 
     def __init__(self) -> None:
         self.interrupted = False
+        self._has_ended = False
         self._listens = threading.current_thread() is threading.main_thread()
         self._previous = signal.getsignal(signal.SIGINT) if self._listens else None
 
@@ -189,13 +192,17 @@ class GentleInterrupt(Callback):
 
     def _listen(self, at_first: Callable[[], None]) -> None:
         def stop(number: int, frame: FrameType | None) -> None:
-            if self.interrupted:
+            if self.interrupted and not self._has_ended:
                 raise KeyboardInterrupt
             self.interrupted = True
             at_first()
 
         if self._listens:
             signal.signal(signal.SIGINT, stop)
+
+    def end(self) -> None:
+        """Let what follows training run to its end, whatever Ctrl-C says."""
+        self._has_ended = True
 
     def release(self) -> None:
         """Give the signal back to whoever had it."""
@@ -204,4 +211,4 @@ class GentleInterrupt(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned process has the default handler to give back.
-        return {"interrupted": False, "_listens": self._listens, "_previous": None}
+        return {"interrupted": False, "_has_ended": False, "_listens": self._listens, "_previous": None}

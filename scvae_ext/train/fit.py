@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -98,6 +98,7 @@ def fit(
     progress_bar: bool = True,
     trainer_options: Mapping[str, Any] | None = None,
     datamodule: LightningDataModule | None = None,
+    at_end: Callable[[], None] = lambda: None,
 ) -> bool:
     """Train a module in place and leave it on its device, in evaluation mode, with the best weights.
 
@@ -127,6 +128,8 @@ def fit(
         Further options of :class:`lightning.Trainer`.
     datamodule
         Where minibatches come from instead; ``train`` then only says how many training cells there are.
+    at_end
+        Called once the module has the weights of a training that did not fail, before a Ctrl-C raises again.
 
     Returns
     -------
@@ -180,6 +183,7 @@ def fit(
     }
     device = next(module.parameters()).device
     start = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    has_trained = False
     try:
         with kept_global_state(seed):
             trainer = make_trainer(options, [*callbacks, *own_callbacks])
@@ -201,14 +205,20 @@ def fit(
                 if diverged is None:
                     raise
                 raise diverged from error
+            interrupt.end()
+        has_trained = True
     except TrainingDivergedError:
         module.load_state_dict(start)
         raise
     finally:
-        interrupt.release()
+        # A Ctrl-C within these milliseconds must not leave other weights, nor a trained model that does not know of it.
+        interrupt.end()
         module.to(device)
         best.restore()
         module.eval()
+        if has_trained:
+            at_end()
+        interrupt.release()
     return interrupt.interrupted or lightning_module.stop_requested
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from scvae_ext.modules import Bound
 
@@ -71,22 +71,31 @@ class TrainingPlan:
     start_counts: bool = False
 
     def __post_init__(self) -> None:
+        # As Python's own numbers: NumPy's and torch's would reach the history, and JSON cannot hold them.
+        numbers: dict[str, float] = {}
         for name in ("max_steps", "batch_size", "n_samples", "patience", "validate_every"):
             value = getattr(self, name)
-            if isinstance(value, bool) or int(value) != value or value < 1:
+            number = _to_float(value)
+            if not (number.is_integer() and number >= 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            numbers[name] = int(number)
+        numbers["learning_rate"] = _to_float(self.learning_rate)
+        if not 0 < numbers["learning_rate"] < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate!r} must be positive; the default is 4e-3.")
         for name in ("lr_warmup", "kl_warmup"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
+            numbers[name] = _to_float(value)
+            if not 0 <= numbers[name] <= 1:
                 raise ValueError(f"{name}={value!r} must be a fraction of the training, between 0 and 1.")
         if not 0 <= self.penalty_rise[0] <= self.penalty_rise[1] <= 1:
             raise ValueError(f"penalty_rise={self.penalty_rise!r} must be two fractions of the training, in order.")
         for name in ("max_kl_weight", "weight_decay", "free_bits", "batch_penalty"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
+            numbers[name] = _to_float(value)
+            if not 0 <= numbers[name] < math.inf:
                 raise ValueError(f"{name}={value!r} must be at least 0.")
+        for name, number in numbers.items():
+            object.__setattr__(self, name, number)
         if self.objective not in get_args(Bound):
             raise ValueError(f'objective={self.objective!r} is not known: use "elbo" or "iwae".')
         if self.objective == "iwae" and self.n_samples == 1:
@@ -143,3 +152,13 @@ class TrainingPlan:
         """Step from which on the objective stays as it is."""
         settled = max(self.kl_warmup, self.penalty_rise[1] if self.batch_penalty else 0.0)
         return settled * self.max_steps
+
+
+def _to_float(value: Any) -> float:
+    """Return a number of Python, NumPy or torch as one of Python, and not a number for all that is none."""
+    if isinstance(value, bool | str | bytes) or getattr(value, "ndim", 0) > 0:
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -4,6 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from anndata import AnnData
 from stores import stored
 
 from scvae_ext.data import changes
@@ -64,6 +65,14 @@ def test_equal_values_that_change_alike_are_seen(adata):
         assert seen.state(adata) == ("changed" if power else "same")
 
 
+@pytest.mark.parametrize("n_genes", [1024, 2048, 4096, 8192])
+def test_rows_of_a_dense_matrix_that_change_places_are_seen(n_genes):
+    adata = AnnData(np.random.default_rng(0).poisson(0.7, (40, n_genes)).astype(np.float64))
+    seen = SeenCounts(adata, X)
+    adata.X[...] = adata.X[::-1].copy()
+    assert seen.state(adata) == "changed"
+
+
 def test_another_object_is_another_matrix(in_memory):
     seen = SeenCounts(in_memory, X)
     in_memory.X = in_memory.X.copy()
@@ -88,11 +97,25 @@ def test_parts_of_another_array(adata, counts):
     assert seen.state(adata) == "changed"
 
 
-def test_a_view_follows_what_it_is_a_view_of(adata):
+@pytest.mark.parametrize("chosen", [slice(5, 20), np.arange(5, 60)])
+def test_a_view_changes_with_what_it_is_a_view_of(adata, chosen):
+    view = adata[chosen]
+    seen = SeenCounts(view, X)
+    adata.obs["new"] = 1
+    assert seen.state(view) == "same"
+    before = adata.X.copy()
+    adata.X.data[:] = 7
+    assert seen.state(view) == "changed"
+    adata.X = before
+    assert seen.state(view) == "same"
+    adata._inplace_subset_obs(np.arange(10))
+    assert seen.state(view) == "changed"
+
+
+def test_a_view_that_became_an_anndata_of_its_own_has_another_matrix(adata):
     view = adata[5:20]
     seen = SeenCounts(view, X)
-    assert seen.state(view) == "same"
-    adata.X.data[:] = 7
+    view._init_as_actual(view.copy())
     assert seen.state(view) == "replaced"
 
 

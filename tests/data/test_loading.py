@@ -97,6 +97,23 @@ def test_counts_replaced_by_the_user_do_not_matter(source, adata, counts):
     require_cells(source.minibatch(np.arange(60)), source, counts, np.arange(60))
 
 
+def test_sources_have_the_same_counts_or_not(source, adata, counts):
+    def has_counts_of_source(changed):
+        other = adata.copy()
+        other.X = changed
+        return align(other, source.registry).has_counts_of(source)
+
+    assert has_counts_of_source(sp.csc_matrix(counts.astype(np.int64)))
+    assert not has_counts_of_source(counts + 1)
+    assert not source.window(np.arange(5)).has_counts_of(source)
+    # Totals are the same, entries are not.
+    counts[:2, :2] += [[1, -1], [-1, 1]]
+    assert not has_counts_of_source(counts)
+    # Entries of an array that both share are the same, totals are not.
+    adata.X.data *= 2
+    assert not align(adata, source.registry).has_counts_of(source)
+
+
 @pytest.mark.parametrize("convert", [sp.csr_matrix, sp.csc_matrix])
 def test_sparse_counts_never_become_dense(convert):
     counts = sp.random(4000, 5000, 0.002, format="csr", dtype=np.float32, random_state=0)

@@ -110,3 +110,10 @@ def test_in_memory_chunks_cover_the_rows_in_order(counts, monkeypatch):
     assert starts == tuple(range(0, 60, 7))
     np.testing.assert_array_equal(np.vstack([part.toarray() for part in parts]), counts)
     assert all(np.shares_memory(part.data, matrix.csr.data) for part in parts)
+
+
+def test_matrices_with_the_same_entries_are_equal(counts):
+    matrix = InMemoryCounts(as_csr(counts))
+    assert matrix.equals(InMemoryCounts(as_csr(sp.csc_array(counts * (1 + 1e-6)))))
+    for other in (counts[::-1], counts[:, ::-1], counts[:-1], np.where(counts == counts.max(), 1, counts)):
+        assert not matrix.equals(InMemoryCounts(as_csr(other)))

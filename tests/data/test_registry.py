@@ -3,6 +3,8 @@ import json
 
 import pytest
 
+from scvae_ext.data.peaks import PeakSet
+from scvae_ext.data.proteins import ProteinPanel
 from scvae_ext.data.registry import CategoricalCovariate, ContinuousCovariate, Registry
 from scvae_ext.data.validation import Entry
 
@@ -27,6 +29,16 @@ def test_sizes():
     assert FULL.n_continuous_covariates == 1
     assert (PLAIN.n_genes, PLAIN.n_batches, PLAIN.n_labels) == (3, 1, 1)
     assert PLAIN.n_categories_per_covariate == ()
+
+
+def test_keys_that_are_read():
+    assert FULL.keys_read("layers") == ("counts",)
+    assert FULL.keys_read("obs") == ("batch", "cell_type", "size", "donor", "site", "age")
+    assert not any(PLAIN.keys_read(slot) for slot in ("layers", "obs", "obsm", "uns", "varm"))
+    proteins, peaks = ProteinPanel("protein", ("p",), ((True,),), "names"), PeakSet("peaks", ("q",), (True,))
+    beside = dataclasses.replace(PLAIN, proteins=proteins, peaks=peaks)
+    assert beside.keys_read("obsm") == ("protein", "peaks")
+    assert beside.keys_read("uns") == ("names",)
 
 
 @pytest.mark.parametrize("registry", [FULL, PLAIN])

@@ -1,10 +1,12 @@
 import json
 import os
+import pickle
 import random
 import signal
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -12,6 +14,7 @@ from scvae_ext import SCVAE, Autoencoder, CiteVAE, MultiomeVAE
 from scvae_ext.datasets import synthetic_counts
 from scvae_ext.models.results import weights_hash
 from scvae_ext.train import TrainingDivergedError
+from scvae_ext.train.callbacks import BestWeights, GentleInterrupt
 
 SMALL = {"n_hidden": 16, "n_latent": 3}
 
@@ -380,6 +383,90 @@ def test_counts_changed_in_place_are_an_error_until_they_are_handed_over(model, 
 
 
 @pytest.mark.parametrize("as_stored", FORMATS)
+@pytest.mark.parametrize("column", ["name", "batch"])
+def test_counts_that_were_changed_where_a_cell_was_renamed_or_relabelled_as_well(model, adata, as_stored, column):
+    adata.X = as_stored(adata.X)
+    model.get_elbo()
+    adata.X[0] = adata.X[0] * 3
+    if column == "name":
+        adata.obs_names = [f"new {name}" for name in adata.obs_names]
+    else:
+        adata.obs[column] = adata.obs[column].to_numpy()[::-1]
+    for ask in (model.get_elbo, lambda: _train(model)):
+        with pytest.raises(RuntimeError, match=r"adata.X has changed since it was read first.*model\.adata = adata"):
+            ask()
+
+
+def _sort(adata):
+    adata._inplace_subset_obs(np.arange(adata.n_obs)[::-1])
+
+
+def _sort_genes(adata):
+    adata._inplace_subset_var(np.arange(adata.n_vars)[::-1])
+
+
+def _filter(adata):
+    adata._inplace_subset_obs(np.arange(60, adata.n_obs))
+
+
+def _write(adata):
+    adata.X[0] = adata.X[0] * 3
+
+
+@pytest.mark.parametrize("as_stored", FORMATS)
+@pytest.mark.parametrize("cells", [slice(0, 80), np.arange(120) < 80], ids=["slice", "mask"])
+@pytest.mark.parametrize("change", [_sort, _sort_genes, _filter, _write])
+def test_a_view_whose_counts_became_others_is_an_error_until_cells_are_taken_anew(
+    model, adata, as_stored, cells, change
+):
+    adata.X = as_stored(adata.X)
+    model.adata = adata[cells]
+    expected = model.get_elbo(return_mean=False)
+    change(adata)
+    for ask in (model.get_elbo, lambda: _train(model)):
+        with pytest.raises(RuntimeError, match=r"adata is a view.*model\.adata = adata\[cells\]\.copy\(\)"):
+            ask()
+    if change is _sort:
+        model.adata = adata[::-1][cells].copy()
+        np.testing.assert_allclose(model.get_elbo(return_mean=False), expected, rtol=1e-5)
+
+
+def test_a_sorted_anndata_under_a_view_is_noticed_where_all_totals_are_the_same(adata):
+    adata.X = np.random.default_rng(0).permuted(np.tile(np.arange(30.0, dtype=np.float32), (120, 1)), axis=1)
+    SCVAE.setup_anndata(adata)
+    model = _train(SCVAE(adata[:], **SMALL))
+    model.get_elbo()
+    _sort(adata)
+    with pytest.raises(RuntimeError, match="adata is a view"):
+        model.get_elbo()
+
+
+def test_a_view_is_used_as_any_other_anndata(model, adata):
+    expected = model.get_latent_representation(adata[::2].copy(), key_added=None)
+
+    def require_expected():
+        found = model.get_latent_representation(key_added=None)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+    view = model.adata = adata[::2]
+    require_expected()
+    adata.obs["new"] = 1
+    adata.obs_names = [f"new {name}" for name in adata.obs_names]
+    require_expected()
+    # The same counts in another format, and in another order of entries.
+    for as_stored in FORMATS:
+        adata.X = as_stored(sp.csr_matrix(adata.X))
+        require_expected()
+    assert view.is_view
+    _train(model, max_steps=1)
+    model.get_latent_representation()
+    assert not view.is_view
+    assert view.obsm["X_scvae"].shape == (60, 3)
+    adata.X[:] = 0
+    model.get_elbo()
+
+
+@pytest.mark.parametrize("as_stored", FORMATS)
 def test_counts_that_were_replaced_are_read_anew(model, adata, as_stored):
     adata.X = as_stored(adata.X)
     model.get_elbo()
@@ -512,3 +599,120 @@ def test_the_default_dtype_of_the_user_changes_nothing(tmp_path, default_dtype, 
     assert found[torch.float64][0] == found[torch.float32][0]
     for one, two in zip(found[torch.float32][1:], found[torch.float64][1:], strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("getter", "arguments"),
+    [
+        ("get_latent_representation", {"give_mean": False}),
+        ("get_elbo", {"return_mean": False}),
+        ("get_reconstruction_error", {"return_mean": False}),
+        ("get_marginal_ll", {"return_mean": False, "n_mc_samples": 5}),
+        ("get_normalized_expression", {"return_numpy": True}),
+        ("get_likelihood_parameters", {}),
+        ("get_cell_uncertainty", {"labels_key": "cell_type"}),
+        ("posterior_predictive_sample", {}),
+        ("differential_abundance", {"sample_key": "batch", "num_cells_posterior": 20}),
+        ("counterfactual", {"set": {"batch": "batch_1"}}),
+        ("counterfactual_effect", {"control": {"batch": "batch_0"}, "treated": {"batch": "batch_1"}}),
+    ],
+)
+def test_a_seed_is_any_whole_number(model, getter, arguments):
+    def ask(seed):
+        return getattr(model, getter)(seed=seed, **arguments)
+
+    for wrong in (-1, 1.0, "1", None, True):
+        with pytest.raises(ValueError, match=f"seed={wrong!r} must be a whole number of at least 0"):
+            ask(wrong)
+    if getter.startswith("counterfactual"):
+        model.calibrate_intervals(train_options={"max_steps": 1})
+    assert pickle.dumps(ask(np.int64(3))) == pickle.dumps(ask(3))
+
+
+class _Failing(Callback):
+    def __init__(self, at_step):
+        self.at_step = at_step
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step >= self.at_step:
+            raise RuntimeError("the disk is full")
+
+
+@pytest.mark.parametrize("kind", [SCVAE, Autoencoder])
+def test_a_first_training_that_fails_decides_no_split_and_leaves_the_weights(adata, kind):
+    model = kind(adata, **SMALL)
+    for error, options in (
+        (RuntimeError, {"max_steps": 100, "batch_size": 10, "callbacks": [_Failing(5)]}),
+        (TrainingDivergedError, {"max_steps": 200, "learning_rate": 1e20, "early_stopping": False}),
+    ):
+        with pytest.raises(error):
+            _train(model, **options)
+        assert not model.is_trained
+        assert model.train_indices is model.validation_indices is None
+    other, started = kind(adata, **SMALL), []
+
+    class Start(Callback):
+        def on_train_start(self, trainer, pl_module):
+            started.append({name: value.clone() for name, value in pl_module.module.state_dict().items()})
+
+    for each in (model, other):
+        _train(each, train_size=0.5, seed=7, callbacks=[Start()])
+    assert len(model.train_indices) == 60
+    np.testing.assert_array_equal(model.train_indices, other.train_indices)
+    assert _same(*started)
+    # One that goes on keeps the split, whether it fails or not.
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        _train(model, train_size=0.9, callbacks=[_Failing(1)])
+    _train(model, train_size=0.9)
+    np.testing.assert_array_equal(model.train_indices, other.train_indices)
+
+
+def test_advice_to_train_on_more_cells_can_be_followed(adata):
+    model = SCVAE(adata, **SMALL, prior="mixture", n_prior_components=110)
+    with pytest.raises(ValueError, match="more than the 108 training cells"):
+        _train(model)
+    _train(model, train_size=0.95)
+    assert len(model.train_indices) == 114
+
+
+def test_a_first_training_on_other_cells_that_fails_decides_no_split_either(model, adata):
+    before = _weights(model)
+    model.adata = adata[::-1].copy()
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        _train(model, callbacks=[_Failing(1)])
+    assert model.is_trained
+    assert model.train_indices is None
+    assert _same(_weights(model), before)
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_an_interrupt_as_training_ends_leaves_the_best_weights_of_a_trained_model(adata, is_trained, monkeypatch):
+    """A second Ctrl-C is as likely to come while training ends as before."""
+    model = SCVAE(adata, **SMALL)
+    if is_trained:
+        _train(model)
+    before = _weights(model)
+    restore, release, end = BestWeights.restore, GentleInterrupt.release, GentleInterrupt.end
+
+    def restore_interrupted(best):
+        signal.raise_signal(signal.SIGINT)
+        restore(best)
+
+    def release_interrupted(interrupt):
+        release(interrupt)
+        signal.raise_signal(signal.SIGINT)
+
+    def end_at_once(interrupt):
+        end(interrupt)
+        monkeypatch.setattr(BestWeights, "restore", restore_interrupted)
+
+    monkeypatch.setattr(GentleInterrupt, "end", end_at_once)
+    monkeypatch.setattr(GentleInterrupt, "release", release_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _train(model, **(AWAY if is_trained else {}))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert model.is_trained
+    assert not model.module.training
+    assert model._maximised == (1.0, 0.0)
+    assert _same(_weights(model), before) == is_trained

@@ -308,6 +308,9 @@ def test_mistakes_say_what_to_type_instead(small):
         ),
         (lambda: model.get_normalized_expression(interval=0.9), ValueError, "train an SCVAE on the genes"),
         (lambda: zero_inflation(model), TypeError, "train an SCVAE on the genes"),
+        (lambda: model.get_protein_expression(key_added="protein"), ValueError, r"replace adata.obsm\['protein'\]"),
+        (lambda: model.get_protein_foreground_probability(key_added="protein"), ValueError, "which the model reads"),
+        (lambda: model.get_latent_representation(key_added="protein"), ValueError, "which the model reads"),
         (lambda: CiteVAE(small).get_protein_expression(), RuntimeError, "has not been trained"),
     ]
     for call, error, message in cases:

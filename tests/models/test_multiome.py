@@ -219,6 +219,12 @@ def test_mistakes_say_what_to_type_instead(small):
         (lambda: model.get_accessibility(depth="median"), ValueError, 'use "mean" or "observed"'),
         (lambda: model.get_normalized_expression(interval=0.9), ValueError, "encodes accessibility as well"),
         (lambda: zero_inflation(model), TypeError, "of chromatin as well: train an SCVAE"),
+        (lambda: model.get_accessibility(key_added=KEY), ValueError, r"replace adata.obsm\['accessibility'\]"),
+        (
+            lambda: model.differential_accessibility(groupby="cell_type", key_added="peaks"),
+            ValueError,
+            r"replace adata.uns\['peaks'\]",
+        ),
         (lambda: MultiomeVAE(small).get_accessibility(), RuntimeError, "has not been trained"),
     ]
     for call, error, message in cases:

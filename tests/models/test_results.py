@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from scvae_ext import SCVAE, Autoencoder
 from scvae_ext.models.results import weights_hash, write_result
 
 PROVENANCE = {"version": "1", "arguments": {"seed": 0}}
@@ -90,3 +91,60 @@ def test_the_fingerprint_changes_with_any_weight():
     with torch.no_grad():
         module.weight[0, 1] += 1e-6
     assert weights_hash(module) != before
+
+
+def test_results_do_not_take_the_place_of_what_the_model_reads(simulated):
+    adata = simulated.copy()
+    names = {"batch": "x_supported", "cell_type": "x_elbo", "age": "x_error"}
+    adata.obs = adata.obs.rename(columns=names).assign(x_entropy=adata.obs["batch"], sample=adata.obs["age"] % 4)
+    adata.layers["x_median"] = adata.X.copy()
+    SCVAE.setup_anndata(
+        adata,
+        layer="x_median",
+        batch_key="x_supported",
+        labels_key="x_elbo",
+        categorical_covariate_keys=["x_entropy"],
+        continuous_covariate_keys=["x_error"],
+    )
+    model = SCVAE(adata, n_hidden=16, n_latent=3)
+    model.train(max_steps=1, enable_progress_bar=False)
+    before = adata.copy()
+    everywhere = list(adata.var_names)[::-1]
+    for write, slot, key in (
+        (lambda: model.get_normalized_expression(key_added="x_median"), "layers", "x_median"),
+        (lambda: model.get_normalized_expression(gene_list=everywhere, key_added="x_median"), "layers", "x_median"),
+        (lambda: model.get_normalized_expression(interval=0.9, key_added="x"), "layers", "x_median"),
+        (lambda: model.counterfactual({"x_supported": "batch_1"}, key_added="x"), "layers", "x_median"),
+        (
+            lambda: model.counterfactual({"x_supported": "batch_1"}, gene_list=["gene_1"], key_added="x"),
+            "obs",
+            "x_supported",
+        ),
+        (lambda: model.get_cell_uncertainty(key_added="x"), "obs", "x_entropy"),
+        (lambda: model.get_novelty(key_added="x", n_replicates=10), "obs", "x_elbo"),
+        (lambda: model.differential_abundance(sample_key="sample", key_added="x"), "obs", "x_error"),
+        (lambda: model.differential_expression(groupby="x_elbo", key_added="scvae_ext"), "uns", "scvae_ext"),
+    ):
+        with pytest.raises(ValueError, match=rf"key_added='\w+' would replace adata.{slot}\['{key}'\].*key_added=None"):
+            write()
+    assert model._replicate is None
+    pd.testing.assert_frame_equal(adata.obs, before.obs)
+    for slot in ("layers", "obsm", "uns"):
+        assert set(getattr(adata, slot)) == set(getattr(before, slot))
+    assert (adata.layers["x_median"] != before.layers["x_median"]).nnz == 0
+    assert adata.uns["scvae_ext"] == before.uns["scvae_ext"]
+    model.get_normalized_expression(gene_list=["gene_1"], key_added="x_median")
+    assert list(adata.obsm["x_median"].columns) == ["gene_1"]
+    model.get_latent_representation(key_added="x_median")
+    assert adata.obsm["x_median"].shape == (120, 3)
+
+
+def test_the_autoencoder_does_not_replace_its_counts_either(simulated):
+    adata = simulated.copy()
+    adata.layers["counts"] = adata.X.copy()
+    Autoencoder.setup_anndata(adata, layer="counts")
+    model = Autoencoder(adata, n_hidden=16, n_latent=3)
+    model.train(max_steps=1, enable_progress_bar=False)
+    with pytest.raises(ValueError, match=r"would replace adata.layers\['counts'\]"):
+        model.get_normalized_expression(key_added="counts")
+    model.get_latent_representation(key_added="counts")

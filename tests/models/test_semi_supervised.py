@@ -371,6 +371,7 @@ def test_mistakes_say_what_to_type_instead(small):
         (lambda: model.train(objective="iwae", n_samples=2), ValueError, "label_weight=1"),
         (lambda: model.predict(soft="yes"), ValueError, "soft='yes'"),
         (lambda: model.predict(key_added="known"), ValueError, "would be taken for known ones"),
+        (lambda: model.predict(key_added="batch"), ValueError, r"replace adata.obs\['batch'\]"),
         (lambda: gradient_estimators(model), TypeError, "on labels as well: train an SCVAE"),
         (lambda: model.predict(n_samples=0), ValueError, "n_samples=0"),
         (lambda: SemiSupervisedVAE(small).predict(), RuntimeError, "has not been trained"),

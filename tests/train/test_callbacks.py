@@ -75,7 +75,7 @@ def test_the_bar_is_silent_where_there_is_no_terminal(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_first_interrupt_asks_to_stop_and_the_second_interrupts():
+def test_the_first_interrupt_asks_to_stop_and_the_second_interrupts_unless_training_has_ended():
     before = signal.getsignal(signal.SIGINT)
     interrupt, trainer = GentleInterrupt(), _trainer()
     interrupt.on_fit_start(trainer, None)
@@ -85,9 +85,23 @@ def test_the_first_interrupt_asks_to_stop_and_the_second_interrupts():
         assert interrupt.interrupted
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+        interrupt.end()
+        signal.raise_signal(signal.SIGINT)
     finally:
         interrupt.release()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_after_the_end_is_taken_note_of():
+    interrupt = GentleInterrupt()
+    interrupt.on_fit_start(_trainer(), None)
+    try:
+        interrupt.end()
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        interrupt.release()
+    assert interrupt.interrupted
 
 
 def test_other_threads_leave_signals_alone():

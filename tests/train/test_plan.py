@@ -1,8 +1,13 @@
 import itertools
+import json
 import math
-from dataclasses import FrozenInstanceError
+import re
+from dataclasses import FrozenInstanceError, asdict
+from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 
 from scvae_ext.train import TrainingPlan
 
@@ -85,20 +90,29 @@ def test_learning_rate_is_never_negative_nor_above_its_peak(max_steps, lr_warmup
         *(
             (name, value)
             for name in ("max_steps", "batch_size", "n_samples", "patience", "validate_every")
-            for value in (0, 1.5, True)
+            for value in (0, 1.5, True, math.inf, "1", None)
         ),
-        *(("learning_rate", value) for value in (0.0, -1.0, math.nan, math.inf)),
+        *(("learning_rate", value) for value in (0.0, -1.0, math.nan, math.inf, "0.1", None, True, [0.1])),
         *((name, value) for name in ("lr_warmup", "kl_warmup") for value in (-0.1, 1.1, math.nan)),
         *(
             (name, value)
             for name in ("max_kl_weight", "weight_decay", "free_bits")
-            for value in (-0.1, math.inf, math.nan)
+            for value in (-0.1, math.inf, math.nan, "0", np.ones(1))
         ),
     ],
 )
 def test_impossible_values_are_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=f"{name}={value!r} must be"):
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r} must be")):
         TrainingPlan(**({"max_steps": 10} | {name: value}))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("of_kind", [np.float32, np.array, torch.tensor, Fraction])
+def test_numbers_are_those_of_python(of_kind):
+    names = ("learning_rate", "kl_warmup", "max_kl_weight", "weight_decay", "free_bits", "batch_penalty")
+    plan = TrainingPlan(np.int64(10), batch_size=np.uint8(4), **{name: of_kind(0.25) for name in names})
+    assert plan == TrainingPlan(10, batch_size=4, **dict.fromkeys(names, 0.25))
+    json.dumps(asdict(plan))
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -89,6 +89,8 @@ class AccessibilityMixin(VAEModel):
         """
         if depth not in ("mean", "observed"):
             raise ValueError(f'depth={depth!r} is not known: use "mean" or "observed".')
+        if out is None:
+            self._require_free("obsm", key_added)
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         batch_names = self.registry.batch_categories
         batches = select_options("transform_batch", transform_batch, batch_names, self.registry.batch_key)

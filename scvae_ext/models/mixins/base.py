@@ -82,6 +82,7 @@ class VAEModel(BaseModel):
         arguments: Mapping[str, Any],
     ) -> None:
         """Write values of cells into columns of ``obs`` with a common prefix."""
+        self._require_free("obs", key, *(f"_{name}" for name in columns))
         for name, values in columns.items():
             of_column = None if key is None else f"{key}_{name}"
             self._write(adata, "obs", of_column, values, cells, write_subset, arguments)

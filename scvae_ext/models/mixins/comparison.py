@@ -153,6 +153,7 @@ class ComparisonMixin(GroupComparison):
             If groups are left out, which it names, samples have cells of one group only, or with ``batch_correction``
             groups share no batch.
         """
+        self._require_free("uns", key_added)
         adata, cells = self._cells(adata, None, batch_size, fill_missing_genes)
         cells.source.require_counts(self._options["gene_likelihood"])
         options = ChangeOptions(
@@ -248,6 +249,8 @@ class ComparisonMixin(GroupComparison):
         ValueError
             If a column or a group does not exist, or a sample has several groups; the message lists what exists.
         """
+        self._require_free("obsm", key_added)
+        self._require_free("obs", key_added, "_log_ratio", "_error")
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         if sample_key is None:
             listed = ", ".join(map(repr, adata.obs.columns))
@@ -262,7 +265,7 @@ class ComparisonMixin(GroupComparison):
         elif group1 is not None or group2 is not None:
             raise ValueError("group1 and group2 need groupby=..., the column of adata.obs that they are groups of.")
         most = None if num_cells_posterior is None else whole_number("num_cells_posterior", num_cells_posterior)
-        bandwidth = positive_number("bandwidth", bandwidth)
+        bandwidth, seed = positive_number("bandwidth", bandwidth), whole_number("seed", seed, least=0)
         with evaluating(self.module):
             log_prob, n_cells, sizes = sample_log_prob(self.module, cells, codes, names, most, bandwidth, seed)
         ratio = None if compared is None else abundance_ratio(log_prob, n_cells, *compared)

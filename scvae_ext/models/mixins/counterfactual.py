@@ -11,9 +11,10 @@ from scvae_ext.analysis import Counterfactual, CounterfactualEffect, interval_le
 from scvae_ext.models.cells import Cells, evaluating
 from scvae_ext.models.counterfactual import abducted_counts, effect_of_settings, groups_of_cells, overlap_with
 from scvae_ext.models.intervals import expression_interval, measured_calibration, refuse_without_counts
-from scvae_ext.models.mixins.intervals import IntervalMixin
+from scvae_ext.models.mixins.intervals import ENDS, IntervalMixin
 from scvae_ext.models.options import positive_number, whole_number
 from scvae_ext.models.query import CellSelection, GeneSelection, select_genes
+from scvae_ext.models.results import expression_slot
 from scvae_ext.models.settings import read_setting
 from scvae_ext.models.state_shift import GroupedStates, grouped_states, state_shift
 
@@ -105,6 +106,10 @@ class CounterfactualMixin(IntervalMixin):
             "latent" if library_size == "latent" else positive_number("library_size", library_size)
         )
         level, n_samples = interval_level(level), whole_number("n_samples", n_samples)
+        seed = whole_number("seed", seed, least=0)
+        names = self._gene_names(genes)
+        self._require_free(expression_slot(adata, names), key_added, *ENDS)
+        self._require_free("obs", key_added, "_supported")
         replicate, own = self._refitted(), self._cells(None, None, None, fill_missing_genes)[1]
         with evaluating(self.module):
             calibration = measured_calibration(self.module, replicate, setting.targets)
@@ -116,7 +121,6 @@ class CounterfactualMixin(IntervalMixin):
             counts = abducted_counts(self.module, cells, setting, genes, n_samples, seed, shift)
             shifts = None if shift is None else [shift]
             overlap = overlap_with(self.module, own, [setting], cells, seed, shifts)[0]
-        names = self._gene_names(genes)
         record = {"set": dict(set), "level": level, "library_size": depth, "shift_within": shift_within}
         self._write_ends(adata, key_added, ends, names, cells, write_subset, record)
         if key_added is not None:
@@ -187,6 +191,7 @@ class CounterfactualMixin(IntervalMixin):
             )
         genes = select_genes(gene_list, self.registry.var_names)
         level, n_samples = interval_level(level), whole_number("n_samples", n_samples)
+        seed = whole_number("seed", seed, least=0)
         groups, group_of_cell = groups_of_cells(adata, groupby, cells)
         replicate, own = self._refitted(), self._cells(None, None, None, fill_missing_genes)[1]
         positions = self._own_positions(adata, cells, own.source)

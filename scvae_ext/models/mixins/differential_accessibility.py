@@ -92,6 +92,7 @@ class DifferentialAccessibilityMixin(GroupComparison):
         UserWarning
             If groups are left out.
         """
+        self._require_free("uns", key_added)
         adata, cells = self._cells(adata, None, batch_size, fill_missing_genes)
         options = ChangeOptions(
             "change",

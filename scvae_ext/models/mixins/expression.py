@@ -17,11 +17,11 @@ from scvae_ext.models.cells import evaluating
 from scvae_ext.models.correlation import CorrelationType, gene_correlation
 from scvae_ext.models.given_counts import expression_given_counts
 from scvae_ext.models.intervals import expression_interval, in_batches, measured_calibration
-from scvae_ext.models.mixins.intervals import IntervalMixin
+from scvae_ext.models.mixins.intervals import ENDS, IntervalMixin
 from scvae_ext.models.options import positive_number, true_or_false, whole_number
 from scvae_ext.models.pieces import Compute, Pieces
 from scvae_ext.models.query import CellSelection, GeneSelection, select_genes, select_options
-from scvae_ext.models.results import write_gene_pairs
+from scvae_ext.models.results import expression_slot, write_gene_pairs
 
 __all__ = ["ExpressionMixin"]
 
@@ -129,15 +129,16 @@ class ExpressionMixin(IntervalMixin):
                     "interval=... returns median and ends of the intervals as one result in memory: leave return_mean, "
                     "return_numpy and out as they are, or leave interval out."
                 )
+            chosen = self._gene_names(genes)
+            self._require_free(expression_slot(adata, chosen), key_added, *ENDS)
             record = {"transform_batch": [self.registry.batch_categories[batch] for batch in batches] or None}
             level, targets, replicate = interval_level(interval), in_batches(batches), self._refitted()
             with evaluating(self.module):
                 calibration = measured_calibration(self.module, replicate, targets)
                 ends = expression_interval(self.module, cells, targets, genes, depth, calibration, level)
-            chosen = self._gene_names(genes)
             self._write_ends(adata, key_added, ends, chosen, cells, write_subset, record | {"interval": level})
             return ExpressionInterval(*ends, level, cells.source.obs_names[cells.positions], pd.Index(chosen))
-        n_draws = whole_number("n_samples", n_samples)
+        n_draws, seed = whole_number("n_samples", n_samples), whole_number("seed", seed, least=0)
         compute: Compute
         if given == "counts":
             compute = partial(
@@ -158,9 +159,7 @@ class ExpressionMixin(IntervalMixin):
                 raise ValueError("out=... takes the mean over samples alone: leave out return_mean=False.")
             with evaluating(self.module):
                 return compute(self.module, cells)
-        names = (
-            [self.registry.var_names[gene] for gene in genes] if genes is not None else list(self.registry.var_names)
-        )
+        names = self._gene_names(genes)
         arguments = {
             "transform_batch": [self.registry.batch_categories[batch] for batch in batches] or None,
             "gene_list": None if genes is None else names,
@@ -172,6 +171,7 @@ class ExpressionMixin(IntervalMixin):
         pieces = Pieces(self.module, cells, compute, len(names))
         if out is not None:
             return self._write_out(out, overwrite, adata, pieces, names, None, arguments)
+        self._require_free(expression_slot(adata, names), key_added)
         expression = pieces.dask_array() if pieces.is_lazy else pieces.in_memory()
         self._write_expression(adata, key_added, expression, names, cells, write_subset, arguments)
         if return_numpy or pieces.is_lazy:
@@ -205,8 +205,9 @@ class ExpressionMixin(IntervalMixin):
             (standard deviation) for ``"normal"``. Each of shape (cells, genes).
         """
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
+        n_samples, seed = whole_number("n_samples", n_samples), whole_number("seed", seed, least=0)
         with evaluating(self.module):
-            return inference.likelihood_parameters(self.module, cells, whole_number("n_samples", n_samples), seed)
+            return inference.likelihood_parameters(self.module, cells, n_samples, seed)
 
     def get_feature_correlation_matrix(
         self,

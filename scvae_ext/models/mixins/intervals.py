@@ -21,7 +21,10 @@ from scvae_ext.models.mixins.base import VAEModel
 from scvae_ext.models.options import whole_number
 from scvae_ext.models.results import cells_hash, weights_hash
 
-__all__ = ["IntervalMixin"]
+__all__ = ["ENDS", "IntervalMixin"]
+
+ENDS = ("_lower", "_median", "_upper")
+"""What is appended to the key of an interval."""
 
 
 class IntervalMixin(VAEModel):
@@ -105,6 +108,6 @@ class IntervalMixin(VAEModel):
         arguments: Mapping[str, Any],
     ) -> None:
         """Write lower end, median and upper end of an interval."""
-        for name, values in zip(("lower", "median", "upper"), ends, strict=True):
-            of_end = None if key is None else f"{key}_{name}"
+        for suffix, values in zip(ENDS, ends, strict=True):
+            of_end = None if key is None else f"{key}{suffix}"
             self._write_expression(adata, of_end, values, names, cells, write_subset, arguments)

@@ -86,6 +86,10 @@ class LabelMixin(VAEModel):
                 f"key_added={key_added!r} is the column of the labels that are known: predictions there would be taken "
                 "for known ones. Name another column."
             )
+        if soft:
+            self._require_free("obsm", key_added)
+        else:
+            self._require_free("obs", key_added, "", "_probability")
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         n_samples, seed = whole_number("n_samples", n_samples), whole_number("seed", seed, least=0)
         with evaluating(self.module):

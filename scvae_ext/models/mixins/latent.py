@@ -89,7 +89,10 @@ class LatentMixin(VAEModel):
         """
         if give_mean and n_samples is not None:
             raise ValueError(f"n_samples={n_samples!r} needs give_mean=False: the mean is one value a cell.")
+        if out is None:
+            self._require_free("obsm", key_added)
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
+        seed = whole_number("seed", seed, least=0)
         arguments = {"give_mean": give_mean, "mc_samples": mc_samples, "seed": seed}
         if give_mean and not return_dist:
             compute = partial(inference.latent_mean, n_samples=whole_number("mc_samples", mc_samples), seed=seed)
@@ -163,6 +166,7 @@ class LatentMixin(VAEModel):
         ValueError
             If it has no residual factors, or as for :meth:`get_latent_representation`.
         """
+        self._require_free("obsm", key_added)
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         self._require_residual()
         compute = partial(inference.residual_factors, places=self._active_factors, n_factors=self._residual_rank)

@@ -206,6 +206,7 @@ class ProteinMixin(VAEModel):
         write_subset: bool,
     ) -> pd.DataFrame:
         """Compute a figure of proteins, write it, and return it as a data frame."""
+        self._require_free("obsm", key)
         adata, cells = self._cells(*asked)
         batch_names = self.registry.batch_categories
         batches = select_options("transform_batch", transform_batch, batch_names, self.registry.batch_key)

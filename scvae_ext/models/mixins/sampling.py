@@ -47,6 +47,7 @@ class SamplingMixin(VAEModel):
         """
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         genes = select_genes(gene_list, self.registry.var_names)
+        n_samples, seed = whole_number("n_samples", n_samples), whole_number("seed", seed, least=0)
         with evaluating(self.module):
-            draws = inference.predictive_samples(self.module, cells, genes, whole_number("n_samples", n_samples), seed)
+            draws = inference.predictive_samples(self.module, cells, genes, n_samples, seed)
         return draws[0] if n_samples == 1 else draws

@@ -99,8 +99,8 @@ class ScoresMixin(VAEModel):
             K, the number of samples of each cell.
         """
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
+        n_samples, seed = whole_number("n_mc_samples", n_mc_samples), whole_number("seed", seed, least=0)
         with evaluating(self.module):
-            n_samples = whole_number("n_mc_samples", n_mc_samples)
             evidence = inference.marginal_log_likelihood(self.module, cells, n_samples, seed)
         return float(evidence.mean()) if return_mean else evidence
 
@@ -116,6 +116,7 @@ class ScoresMixin(VAEModel):
         return_mean: bool,
     ) -> float | Float[np.ndarray, "cells"]:
         _, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
+        n_samples, seed = whole_number("n_samples", n_samples), whole_number("seed", seed, least=0)
         with evaluating(self.module):
-            values = inference.elbo_terms(self.module, cells, whole_number("n_samples", n_samples), seed)[term]
+            values = inference.elbo_terms(self.module, cells, n_samples, seed)[term]
         return float(values.mean()) if return_mean else values

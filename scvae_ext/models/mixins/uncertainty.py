@@ -76,6 +76,7 @@ class UncertaintyMixin(VAEModel):
         known = self._cells(None, None, batch_size, fill_missing_genes)[1]
         labels = None if labels_key is None else select_labels(in_pandas(self.adata.obs), labels_key)
         n_neighbors, n_samples = whole_number("n_neighbors", n_neighbors), whole_number("n_samples", n_samples)
+        seed = whole_number("seed", seed, least=0)
         with evaluating(self.module):
             own = self._own_positions(adata, cells, known.source)
             frame = cell_uncertainty(self.module, cells, known, labels, own, n_neighbors, n_samples, seed)

@@ -10,6 +10,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
+from lightning.pytorch.callbacks import Callback
 from sklearn.neighbors import KNeighborsClassifier
 from stores import stored
 
@@ -557,3 +558,21 @@ def test_compare_likelihoods_knows_nothing_of_shifted_batches(small):
     _, cells, _ = small
     with pytest.raises(TypeError, match="n_shifted_batches"):
         compare_likelihoods(cells, model_options={"n_shifted_batches": 1})
+
+
+def test_a_first_training_of_a_mapped_model_that_fails_decides_no_split(small):
+    reference, _, query = small
+    mapped = SCVAE.load_query_data(query, reference)
+
+    class Failing(Callback):
+        def on_train_batch_end(self, *args):
+            raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        mapped.train(max_steps=5, callbacks=Failing(), **QUIET)
+    assert mapped.train_indices is None
+    mapped.train(max_steps=5, train_size=0.5, **QUIET)
+    other = SCVAE.load_query_data(query, reference)
+    other.train(max_steps=5, train_size=0.5, **QUIET)
+    np.testing.assert_array_equal(mapped.train_indices, other.train_indices)
+    assert mapped.get_elbo(n_samples=20) == pytest.approx(other.get_elbo(n_samples=20), abs=1.0)
