@@ -1,114 +1,29 @@
-"""Expression of cells under covariates other than their own: set, decode, and draw the counts that would have been."""
+"""Expression of cells under covariates other than their own: set and decode."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from jaxtyping import Float, Int
-from torch import Tensor
-from torch.distributions import Distribution
 
 from scvae_ext.analysis import Overlap, calibrate_intervals, setting_overlap
 from scvae_ext.data.fields import in_pandas
-from scvae_ext.distributions import NegativeBinomial, Poisson, ZeroInflated
 from scvae_ext.models.cells import Cells, shared_noise
 from scvae_ext.models.groups import obs_column
 from scvae_ext.models.intervals import Replicate
 from scvae_ext.models.settings import Setting
 from scvae_ext.models.state_shift import GroupedStates, mean_states, state_shift
 from scvae_ext.modules import VAE
-from scvae_ext.random_state import seeded
 
 __all__ = [
-    "abducted_counts",
     "effect_of_settings",
     "group_means",
     "groups_of_cells",
     "overlap_with",
 ]
-
-
-def abducted_counts(
-    module: VAE,
-    cells: Cells,
-    setting: Setting,
-    genes: Int[np.ndarray, "chosen"] | None,
-    n_samples: int,
-    seed: int,
-    shift: Float[np.ndarray, "cells state"] | None = None,
-) -> tuple[sp.csr_matrix, ...]:
-    r"""Draw the counts that the same cells would have shown under a setting.
-
-    A count is the outcome of the state z and of noise: a Poisson count of the rate :math:`\mu u`, where
-    :math:`u \sim \operatorname{Gamma}(\theta, \theta)` is what makes the negative binomial overdispersed. Both are
-    abducted from what was seen, :math:`z \sim q(z \mid x)` and
-    :math:`u \mid x, z \sim \operatorname{Gamma}(\theta + x, \theta + \mu)`, and the molecules themselves are kept as
-    far as the mean :math:`\mu'` under the setting allows:
-
-    .. math:: x' \mid x, u \sim \begin{cases} \operatorname{Binomial}(x, \mu' / \mu) & \mu' \le \mu \\
-              x + \operatorname{Poisson}((\mu' - \mu) u) & \mu' > \mu \end{cases}
-
-    Thinned and superposed Poisson counts are Poisson counts, so that :math:`x' \mid u` is one of the rate
-    :math:`\mu' u`. For a zero-inflated likelihood the indicator of an extra zero is abducted as well, and kept.
-
-    Parameters
-    ----------
-    module, cells, setting
-        Of what.
-    genes
-        Positions of the genes, or ``None`` for all.
-    n_samples, seed
-        Number of draws of each cell, and their seed.
-    shift
-        What is added to the state of each cell under the setting.
-    """
-    draws: list[list[sp.csr_matrix]] = [[] for _ in range(n_samples)]
-    columns = None if genes is None else torch.from_numpy(genes)
-    with seeded(seed):  # torch's Gamma and Poisson draw from the default generator alone
-        for rows, minibatch in cells:
-            move = 0.0 if shift is None else torch.from_numpy(shift[rows]).to(cells.device)
-            posterior, changed = module.encode(minibatch), setting.apply(minibatch)
-            seen = minibatch.counts.dense()
-            for of_sample in draws:
-                latent = torch.normal(posterior.qz.loc, posterior.qz.scale)
-                library = posterior.log_library
-                log_library = None if library is None else torch.normal(library.loc, library.scale)
-                factual = module.decode(latent, minibatch, log_library)
-                other = module.decode(latent + move, changed, log_library)
-                before, after = _rate(factual), _rate(other)
-                kept = torch.binomial(seen, (after / before).clamp_max(1))
-                gained = torch.poisson((after - before).clamp_min(0) * _abducted_noise(factual, seen))
-                counts = (kept + gained).cpu()
-                of_sample.append(sp.csr_matrix((counts if columns is None else counts[:, columns]).numpy()))
-    return tuple(sp.vstack(of_sample, format="csr") for of_sample in draws)
-
-
-def _rate(px: Distribution) -> Tensor:
-    """Return the mean of the counts, extra zeros left out."""
-    rate: Tensor = px.base.mean if isinstance(px, ZeroInflated) else px.mean
-    return rate
-
-
-def _abducted_noise(px: Distribution, seen: Float[Tensor, "cells genes"]) -> Float[Tensor, "cells genes"]:
-    """Return a draw of what multiplied the mean, given the counts."""
-    base = px.base if isinstance(px, ZeroInflated) else px
-    if isinstance(base, Poisson):
-        noise = torch.ones_like(seen)
-    elif isinstance(base, NegativeBinomial):
-        theta = base.inverse_dispersion.expand_as(seen)
-        noise = torch._standard_gamma(theta + seen) / (theta + base.mean)
-    else:
-        raise TypeError(f"{type(base).__name__} is no distribution of counts.")
-    if not isinstance(px, ZeroInflated):
-        return noise
-    log_extra = torch.nn.functional.logsigmoid(px.zero_inflation_logits)
-    is_extra = (seen == 0) & (torch.rand_like(seen).log() < log_extra - px.log_prob(torch.zeros_like(seen)))
-    # An extra zero hides the rate behind it, and does so under the other setting too.
-    return noise * ~is_extra
 
 
 def group_means(

@@ -238,7 +238,9 @@ def likelihood_parameters(
     result: dict[str, np.ndarray] = {}
     for rows, minibatch in cells:
         posterior = module.encode(minibatch)
-        log_library = None if posterior.log_library is None else posterior.log_library.loc
+        # State and library size are independent in the posterior: the mean of their product has the mean of either.
+        library = posterior.log_library
+        log_library = None if library is None else _library(minibatch, library).log()
         for one in noise:
             px = module.decode(_at(posterior.qz, one), minibatch, log_library)
             for name, value in module.likelihood.parameters_by_name(px).items():

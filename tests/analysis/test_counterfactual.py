@@ -5,13 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
 
 import scvae_ext as sv
 from scvae_ext.analysis import CounterfactualEffect
 from scvae_ext.data import align, read_registry
-from scvae_ext.distributions import NegativeBinomial, Poisson, ZeroInflated
-from scvae_ext.models.counterfactual import _abducted_noise
 from scvae_ext.models.settings import read_setting
 from scvae_ext.models.state_shift import GroupedStates, state_shift
 
@@ -160,35 +157,6 @@ def test_counts_in_the_observed_setting_are_distributed_as_those_observed(random
     np.testing.assert_allclose(np.log(drawn.var(0)[busy]), np.log(seen.var(0)[busy]), atol=0.5)
     # The noise of each cell was abducted: what it showed beyond its state it shows again.
     assert np.corrcoef(drawn[:, busy].ravel(), seen[:, busy].ravel())[0, 1] > 0.7
-
-
-def test_abducted_noise_has_the_posterior_of_a_gamma_and_its_prior_on_average():
-    mean, theta = torch.full((20_000, 1), 3.0), torch.tensor(2.0)
-    px = NegativeBinomial(mean, theta)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        seen = px.sample()
-        noise = _abducted_noise(px, seen)
-        of_seven = _abducted_noise(px, torch.full_like(mean, 7.0)).ravel().numpy()
-    assert stats.kstest(noise.ravel().numpy(), stats.gamma(2.0, scale=0.5).cdf).pvalue > 0.01
-    assert stats.kstest(of_seven, stats.gamma(9.0, scale=1 / 5).cdf).pvalue > 0.01
-
-
-def test_a_poisson_count_has_no_noise_to_abduct():
-    px = Poisson(torch.full((5, 2), 3.0))
-    assert torch.equal(_abducted_noise(px, torch.zeros(5, 2)), torch.ones(5, 2))
-
-
-def test_extra_zeros_are_abducted():
-    logits = torch.tensor(0.4)
-    px = ZeroInflated(NegativeBinomial(torch.full((50_000, 1), 1.5), torch.tensor(2.0)), logits.expand(50_000, 1))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        of_zeros = _abducted_noise(px, torch.zeros(50_000, 1))
-        of_ones = _abducted_noise(px, torch.ones(50_000, 1))
-    extra, base = 1 / (1 + np.exp(-0.4)), (2 / 3.5) ** 2
-    assert float((of_zeros == 0).float().mean()) == pytest.approx(extra / (extra + (1 - extra) * base), abs=0.01)
-    assert (of_ones > 0).all()
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pandas as pd
 from anndata import AnnData
 
 from scvae_ext.analysis import Counterfactual, CounterfactualEffect, interval_level
+from scvae_ext.models.abducted_counts import abducted_counts
 from scvae_ext.models.cells import Cells, evaluating
-from scvae_ext.models.counterfactual import abducted_counts, effect_of_settings, groups_of_cells, overlap_with
+from scvae_ext.models.counterfactual import effect_of_settings, groups_of_cells, overlap_with
 from scvae_ext.models.intervals import expression_interval, measured_calibration, refuse_without_counts
 from scvae_ext.models.mixins.intervals import ENDS, IntervalMixin
 from scvae_ext.models.options import positive_number, whole_number
@@ -47,9 +48,13 @@ class CounterfactualMixin(IntervalMixin):
         expression and counts predicted (Pearl, Causality, 2009, section 7.1):
 
         .. math:: z \sim q(z \mid x), \quad u \mid x, z \sim \operatorname{Gamma}(\theta + x, \theta + \ell\rho), \quad
-                  \rho' = \operatorname{decoder}(z, s'), \quad x' \mid u \sim \operatorname{Poisson}(\ell \rho' u)
+                  (\rho', \theta', \pi') = \operatorname{decoder}(z, s'), \quad
+                  u' = F_{\theta'}^{-1}(F_\theta(u)), \quad x' \mid u' \sim \operatorname{Poisson}(\ell \rho' u')
 
-        Molecules that were seen are kept where expression does not fall, and thinned where it does.
+        with :math:`F_\theta` the distribution function of :math:`\operatorname{Gamma}(\theta, \theta)`: noise keeps its
+        rank, and is the same where the dispersion is. Molecules that were seen are kept where the rate does not fall,
+        and thinned where it does. Which zeros are extra ones is abducted too; as many are kept, lifted or added as
+        :math:`\pi'` says. Library sizes stay those of the cells.
 
         This holds if covariates act as interventions would, with nothing unmeasured behind both setting and expression,
         and if z is what the intervention leaves as it is. Two things can be checked and are: whether each cell's state

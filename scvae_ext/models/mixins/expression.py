@@ -195,7 +195,8 @@ class ExpressionMixin(IntervalMixin):
         adata, indices, batch_size, fill_missing_genes
             As for :meth:`get_latent_representation`.
         n_samples, seed
-            Samples of the posterior that parameters are averaged over; one is the posterior mean.
+            Samples of the posterior of the state that parameters are averaged over; one is its mean. A latent library
+            size is at its posterior mean.
 
         Returns
         -------

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 KINDS = ["nb", "zinb", "poisson", "normal", "simplex", "latent library", "size factor"]
@@ -136,6 +137,20 @@ def test_means_are_expression_times_the_library_size(load, adata, kind):
     expression = model.get_normalized_expression(n_samples=1, return_numpy=True)
     expected = expression * np.asarray(adata.X.sum(1))
     np.testing.assert_allclose(model.get_likelihood_parameters()["mean"], expected, **CLOSE)
+
+
+def test_means_at_a_latent_library_size_are_expression_times_its_posterior_mean(load):
+    model = load("latent library")
+    mean = model.get_likelihood_parameters(n_samples=20)["mean"]
+    expected = model.get_normalized_expression(library_size="latent", n_samples=20, return_numpy=True)
+    np.testing.assert_allclose(mean, expected, **CLOSE)
+    np.testing.assert_allclose(mean.sum(1), model.get_latent_library_size(), rtol=1e-4)
+    with torch.no_grad():
+        library = model.module.encode(model._own_source().minibatch(np.arange(120))).log_library
+    drawn = np.exp(stats.norm(library.loc.numpy(), library.scale.numpy()).rvs((4000, 120), random_state=0))
+    error = drawn.std(0) / np.sqrt(4000)
+    assert (np.abs(drawn.mean(0) - mean.sum(1)) / error).max() < 4.5
+    assert (library.scale > 0.05).all()
 
 
 def test_parameters_explain_the_reconstruction_error(model, adata):
