@@ -75,11 +75,11 @@ def replicate_test(
 ) -> tuple[Float[np.ndarray, "cells"], Float[np.ndarray, "cells"], Float[np.ndarray, "cells"]]:
     r"""Compare a score of each cell with that of replicates, at the same total count.
 
-    Replicates of a cell scatter about its total count, and a score that is a log-likelihood falls with the total. Both
-    are put at the same total by a regression of scores on log totals. A cell that the line was fitted to lies closer to
-    it than another, and the closer the further out its total is: therefore z is by the error of a prediction, and p by
-    one regression of the cell and its R replicates together, :math:`r_i = e_i / \sqrt{1 - h_i}` with its residuals and
-    leverages,
+    A score that is a log-likelihood falls with the total count. Where replicates of a cell all have its total, scores
+    are compared as they are. Where they scatter about it, both are put at the same total by a regression of scores on
+    log totals. A cell that the line was fitted to lies closer to it than another, and the closer the further out its
+    total is: therefore z is by the error of a prediction, and p by one regression of the cell and its R replicates
+    together, :math:`r_i = e_i / \sqrt{1 - h_i}` with its residuals and leverages,
 
     .. math:: z = \frac{s_0 - \hat s_0}{\hat\sigma \sqrt{1 + h}}, \qquad
               \hat\sigma^2 = \frac{\sum_r (s_r - \hat s_r)^2}{R - 4}, \qquad
@@ -87,7 +87,8 @@ def replicate_test(
 
     with the line :math:`\hat s` and the leverage h of the cell in a regression of the replicates alone. For a cell that
     is drawn as its replicates are, p is uniform. Where scores are normal, z is Student's t with R - 2 degrees of
-    freedom, over its standard deviation, so that it has mean zero and standard deviation one.
+    freedom, over its standard deviation, so that it has mean zero and standard deviation one. With one total there is
+    no slope: h is 1/R, and R - 3 and R - 1 take the places of R - 4 and R - 2.
 
     Parameters
     ----------
@@ -112,14 +113,15 @@ def replicate_test(
     centre, mean = replicate_log_total.mean(0), replicate_score.mean(0)
     of_total, of_score, away = replicate_log_total - centre, replicate_score - mean, log_total - centre
     scatter = np.square(of_total).sum(0)
-    # Without scatter there is no slope, and nothing to be far from.
-    per_scatter = np.divide(1.0, scatter, out=np.zeros_like(scatter), where=scatter > 0)
+    # Without scatter there is no slope, and nothing to be far from; what rounding of a mean leaves is none.
+    has_slope = (scatter > 0) & (replicate_log_total != replicate_log_total[0]).any(0)
+    per_scatter = np.divide(1.0, scatter, out=np.zeros_like(scatter), where=has_slope)
     slope = per_scatter * (of_total * of_score).sum(0)
     residual = of_score - slope * of_total
     expected = mean + slope * away
     difference = score - expected
     variance = 1 + 1 / n_replicates + per_scatter * np.square(away)
-    sd = np.sqrt(np.square(residual).sum(0) * variance / (n_replicates - 4))
+    sd = np.sqrt(np.square(residual).sum(0) * variance / (n_replicates - 3 - has_slope))
     z = np.divide(difference, sd, out=np.zeros_like(sd), where=sd > 0)
     # Residuals and leverages with the cell as a further point, by what it changes.
     pull = 1 / n_replicates + per_scatter * away * of_total

@@ -30,7 +30,7 @@ class ClassifierAuc:
     auc
         Mean over folds of the area under the ROC curve of the cells left out; 0.5 where samples cannot be told apart.
     standard_error
-        Of that area.
+        Of that area where samples cannot be told apart; no smaller than the one where they can.
     p_value
         Share of permutations with an area at least as large, or ``None`` where there were none.
     n_first, n_second
@@ -61,7 +61,12 @@ def classifier_auc(
     Cells are cut into folds, each with the same share of either sample. Principal components, and the classifier on
     them, are fitted to all folds but one. The area is computed within each fold and averaged, since scores of different
     classifiers have no common scale. Given its classifier the area of a fold is a U statistic, whose variance is
-    that of DeLong, DeLong and Clarke-Pearson, Biometrics 44, 837 (1988); the standard error is that of the mean.
+    that of DeLong, DeLong and Clarke-Pearson, Biometrics 44, 837 (1988). Areas of two folds are not independent, since
+    each is tested on what the other has learned from. Of samples that do not differ a linear classifier learns, for
+    fold k, the sum of the chance differences :math:`\delta_j` of the other folds, so that its area is off in proportion
+    to :math:`\sum_{j \ne k} \delta_j^\top \delta_k`: each pair of folds enters twice, and the mean of K areas has twice
+    the variance that it would have were they independent, :math:`2 \sum_k v_k / K^2`. The standard error is the root of
+    that. It is up to :math:`\sqrt 2` too large where samples do differ, and for trees, whose scores are no such sums.
 
     Permutations exchange the samples of cells within a fold. The linear classifier is ridge regression on the sample,
     whose scores are linear in it: all permutations are one matrix product.
@@ -119,8 +124,9 @@ def classifier_auc(
         areas += ((ranks * positive).sum(axis=1) - n_positive * (n_positive + 1) / 2) / n_pairs
         variance += area_under_curve(scores[0], is_second[test])[1]
     areas /= n_folds
+    standard_error = math.sqrt(2 * variance) / n_folds
     p_value = float(1 + np.count_nonzero(areas[1:] >= areas[0])) / len(labels) if n_permutations else None
-    return ClassifierAuc(classifier, float(areas[0]), math.sqrt(variance) / n_folds, p_value, n_first, n_second)
+    return ClassifierAuc(classifier, float(areas[0]), standard_error, p_value, n_first, n_second)
 
 
 def area_under_curve(score: Float[np.ndarray, "cells"], positive: Bool[np.ndarray, "cells"]) -> tuple[float, float]:

@@ -126,7 +126,7 @@ def two_sample_test(
     against those.
 
     The p-value of the linear classifier comes from permutations of the samples; that of the trees takes the area,
-    divided by its standard error, to be normal.
+    divided by its standard error, to be normal, and is too large rather than too small: the error is an upper bound.
 
     Parameters
     ----------

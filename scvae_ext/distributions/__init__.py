@@ -5,6 +5,7 @@ from torch.distributions import Normal
 from scvae_ext.distributions.composition import SMALLEST_MEAN, Composition, LinearLogits
 from scvae_ext.distributions.count import CountDistribution
 from scvae_ext.distributions.mixture import Mixture
+from scvae_ext.distributions.multinomial import sample_multinomial
 from scvae_ext.distributions.negative_binomial import NegativeBinomial
 from scvae_ext.distributions.poisson import Poisson
 from scvae_ext.distributions.zero_inflated import ZeroInflated
@@ -19,4 +20,5 @@ __all__ = [
     "Normal",
     "Poisson",
     "ZeroInflated",
+    "sample_multinomial",
 ]

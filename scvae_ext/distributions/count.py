@@ -27,6 +27,16 @@ class CountDistribution(Distribution, ABC):
     support = constraints.nonnegative_integer
 
     @abstractmethod
+    def sample_rate(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
+        """Draw the rates of the Poisson distributions that counts come from: all that varies besides these.
+
+        Parameters
+        ----------
+        sample_shape
+            Dimensions put before those of the batch shape.
+        """
+
+    @abstractmethod
     def log_prob_zero(self) -> Float[Tensor, "..."]:
         """Return the log-probability of a count of zero, in nats."""
 

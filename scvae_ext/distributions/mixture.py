@@ -93,10 +93,20 @@ class Mixture(CountDistribution):
             Dimensions put before those of the batch shape.
         """
         with torch.no_grad():
-            is_first: Bool[Tensor, ...] = torch.bernoulli(
-                self.first_probability.expand(self._extended_shape(sample_shape))
-            ).bool()
+            is_first: Bool[Tensor, ...] = self._draw_first(sample_shape)
             return torch.where(is_first, self.first.sample(sample_shape), self.second.sample(sample_shape))
+
+    def sample_rate(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
+        """Draw the rates of Poisson distributions, each from one of the two.
+
+        Parameters
+        ----------
+        sample_shape
+            Dimensions put before those of the batch shape.
+        """
+        with torch.no_grad():
+            is_first: Bool[Tensor, ...] = self._draw_first(sample_shape)
+            return torch.where(is_first, self.first.sample_rate(sample_shape), self.second.sample_rate(sample_shape))
 
     def log_prob_zero(self) -> Float[Tensor, "..."]:
         """Return the log-probability of a count of zero, in nats."""
@@ -124,6 +134,9 @@ class Mixture(CountDistribution):
 
     def _of_both(self, of_first: Tensor, of_second: Tensor) -> Tensor:
         return torch.logaddexp(logsigmoid(self.first_logits) + of_first, logsigmoid(-self.first_logits) + of_second)
+
+    def _draw_first(self, sample_shape: Shape) -> Bool[Tensor, "..."]:
+        return torch.bernoulli(self.first_probability.expand(self._extended_shape(sample_shape))).bool()
 
     def _row(self, shape: Size) -> Self:
         first, second = self.first._row(shape), self.second._row(shape)

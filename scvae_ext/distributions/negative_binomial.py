@@ -193,10 +193,21 @@ class NegativeBinomial(CountDistribution):
         sample_shape
             Dimensions put before those of the batch shape.
         """
+        with torch.no_grad():
+            return torch.poisson(self.sample_rate(sample_shape))
+
+    def sample_rate(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
+        """Draw the rates of Poisson distributions, from gamma distributions.
+
+        Parameters
+        ----------
+        sample_shape
+            Dimensions put before those of the batch shape.
+        """
         shape = self._extended_shape(sample_shape)
         with torch.no_grad():
             gamma = torch._standard_gamma(self.inverse_dispersion.expand(shape))
-            return torch.poisson(gamma * (self.mean / self.inverse_dispersion))
+            return gamma * (self.mean / self.inverse_dispersion)
 
     def log_prob_zero(self) -> Float[Tensor, "..."]:
         """Return the log-probability of a count of zero, in nats."""

@@ -104,7 +104,17 @@ class Poisson(CountDistribution):
             Dimensions put before those of the batch shape.
         """
         with torch.no_grad():
-            return torch.poisson(self.rate.expand(self._extended_shape(sample_shape)))
+            return torch.poisson(self.sample_rate(sample_shape))
+
+    def sample_rate(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
+        """Return the rates, which do not vary.
+
+        Parameters
+        ----------
+        sample_shape
+            Dimensions put before those of the batch shape.
+        """
+        return self.rate.detach().expand(self._extended_shape(sample_shape))
 
     def log_prob_zero(self) -> Float[Tensor, "..."]:
         """Return the log-probability of a count of zero, in nats."""

@@ -154,6 +154,18 @@ class ZeroInflated(CountDistribution):
             counts = self.base.sample(sample_shape)
             return counts.masked_fill_(torch.rand_like(counts) < self.zero_inflation_probability, 0)
 
+    def sample_rate(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
+        """Draw the rates of Poisson distributions: zero where there is an additional zero.
+
+        Parameters
+        ----------
+        sample_shape
+            Dimensions put before those of the batch shape.
+        """
+        with torch.no_grad():
+            rate = self.base.sample_rate(sample_shape)
+            return rate.masked_fill(torch.rand_like(rate) < self.zero_inflation_probability, 0)
+
     def log_prob_zero(self) -> Float[Tensor, "..."]:
         """Return the log-probability of a count of zero, in nats."""
         logits = self.zero_inflation_logits

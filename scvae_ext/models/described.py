@@ -48,7 +48,7 @@ def groups_of_states(module: VAE, cells: Cells, seed: int) -> tuple[Int[np.ndarr
 def standardised_elbo(module: VAE, cells: Cells, seed: int) -> Float[np.ndarray, "cells"]:
     """Return by how many standard deviations the ELBO of a cell differs from that of cells drawn at its own posterior.
 
-    Ten are drawn for each, of genes alone. Labels play no part.
+    Ten are drawn for each, of genes alone, with its total count. Labels play no part.
 
     Parameters
     ----------

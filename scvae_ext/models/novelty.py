@@ -1,13 +1,14 @@
-"""Cells that a model draws at the depth of a given one, and how probable they are under it."""
+"""Cells that a model draws with the total of a given one, and how probable they are under it."""
 
 from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scvae_ext.analysis import AggregatedPosterior, Novelty, rank_among, replicate_test
+from scvae_ext.distributions import CountDistribution, sample_multinomial
 from scvae_ext.minibatch import Minibatch, SparseCounts
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.inference import latent_parameters
@@ -104,7 +105,21 @@ def without_labels(module: VAE, minibatch: Minibatch) -> Minibatch:
 
 
 def replicate_of(module: VAE, minibatch: Minibatch, sample: Tensor) -> Minibatch:
-    """Draw counts at given states, with depth, batch and covariates of given cells.
+    r"""Draw counts at given states, with total count, batch and covariates of given cells.
+
+    A cell whose library size is :math:`\ell` has Poisson counts of rates :math:`\ell \rho_g u_g`, with :math:`u_g` of
+    mean one for what varies besides (gamma variables; zero for additional zeros), and a total T that deviates from
+    :math:`\ell` with them. Of the library size no more is known than T. Given T and u, counts are multinomial with
+    probabilities in proportion to :math:`\rho_g u_g`; and where any :math:`\log \ell` is as probable as any other, the
+    probability of T is the same for all u,
+
+    .. math:: \int \operatorname{Poisson}\Bigl(T \,\Big|\, \ell \sum_g \rho_g u_g\Bigr) \frac{d\ell}{\ell} = \frac1T,
+
+    so that u given T is drawn as it is without. This is exact for Poisson counts, and an approximation as far as the
+    log library sizes of cells are all but equal beside the scatter of :math:`\log \sum_g \rho_g u_g`, which falls
+    with the number of genes.
+
+    With a size factor the depth is known, and the total free: counts are drawn as the likelihood has them.
 
     Parameters
     ----------
@@ -114,12 +129,23 @@ def replicate_of(module: VAE, minibatch: Minibatch, sample: Tensor) -> Minibatch
         State of each cell.
     """
     log_library = None if module.library_encoder is None else minibatch.library_size.log()
-    counts = module.decode(sample, minibatch, log_library).sample()
-    total = counts.sum(1)
+    px = module.decode(sample, minibatch, log_library)
+    assert isinstance(px, CountDistribution)
+    if minibatch.size_factor is None:
+        counts = sample_multinomial(minibatch.library_size, _possible_rate(px))
+        return replace(minibatch, counts=SparseCounts.from_dense(counts))
+    counts = px.sample()
     # A cell without counts has no library size; a single count is the least improbable that has one.
-    empty = total == 0
+    empty = counts.sum(1) == 0
     counts[empty, minibatch.counts.dense()[empty].argmax(1)] = 1.0
     return replace(minibatch, counts=SparseCounts.from_dense(counts), library_size=counts.sum(1))
+
+
+def _possible_rate(px: CountDistribution) -> Float[Tensor, "cells genes"]:
+    """Draw rates, and put the expected ones in place of those of cells in which nothing is expressed."""
+    rate = px.sample_rate()
+    silent: Bool[Tensor, cells] = rate.sum(1) == 0
+    return torch.where(silent.unsqueeze(1), px.mean, rate) if silent.any() else rate
 
 
 def elbo_of(module: VAE, minibatch: Minibatch, n_samples: int) -> Float[np.ndarray, "cells"]:

@@ -70,6 +70,19 @@ def test_few_replicates_are_no_less_exact(n_replicates, scatters):
     assert lowest.mean() > known.mean() - 0.05
 
 
+def test_equal_totals_are_no_matter_of_a_slope():
+    rng, n, n_replicates = np.random.default_rng(6), 20000, 12
+    # The mean of equal logarithms is not always that logarithm.
+    log_total = np.log(rng.integers(100, 9999, n))
+    replicates, score = rng.normal(size=(n_replicates, n)), rng.normal(size=n)
+    expected, z, p = replicate_test(score, log_total, replicates, np.tile(log_total, (n_replicates, 1)))
+    np.testing.assert_allclose(expected, replicates.mean(0))
+    np.testing.assert_allclose(p, (1 + (replicates <= score).sum(0)) / (n_replicates + 1))
+    assert (
+        kstest(z, student(n_replicates - 1, scale=np.sqrt((n_replicates - 3) / (n_replicates - 1))).cdf).pvalue > 1e-4
+    )
+
+
 def test_a_total_beyond_all_others_and_equal_totals_leave_numbers():
     rng = np.random.default_rng(5)
     log_totals, replicates = np.zeros((10, 4)), rng.normal(size=(10, 4))

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binom, chi2, chisquare, norm
 from sklearn.metrics import roc_auc_score
 
 from scvae_ext.diagnostics._two_sample import area_under_curve, classifier_auc
@@ -50,14 +50,40 @@ def test_only_the_trees_see_a_difference_in_spread():
     assert trees.auc > 0.7
 
 
-def test_standard_errors_and_p_values_hold_under_the_null():
-    runs = [classifier_auc(*_shifted(0.0, n=50, seed=seed), n_permutations=19, seed=seed) for seed in range(60)]
+def _spread_and_level(runs):
+    """Return z-scores, and how many of them are significant at the level 0.05."""
     z = np.array([(run.auc - 0.5) / run.standard_error for run in runs])
-    assert abs(z.mean()) < 0.45
-    assert 0.7 < z.std() < 1.35
+    return z, np.count_nonzero(norm.sf(z) <= 0.05)
+
+
+@pytest.mark.parametrize("n_folds", [2, 5])
+def test_standard_errors_and_p_values_hold_under_the_null(n_folds):
+    n = 200
+    runs = [
+        classifier_auc(*_shifted(0.0, n=100, seed=seed), n_folds=n_folds, n_permutations=19, seed=seed)
+        for seed in range(n)
+    ]
+    z, n_significant = _spread_and_level(runs)
+    # What unit normal scores have but once in 1,000 times.
+    assert abs(z.mean()) < norm.isf(5e-4) / np.sqrt(n)
+    low, high = np.sqrt(chi2.ppf([5e-4, 1 - 5e-4], n - 1) / (n - 1))
+    assert low < z.std(ddof=1) < high
+    low, high = binom.ppf([5e-4, 1 - 5e-4], n, 0.05)
+    assert low <= n_significant <= high
+    # Of 20 values p is one of 0.05, 0.1, ... 1, each of them as often.
     p_values = np.array([run.p_value for run in runs])
-    assert 0.4 < p_values.mean() < 0.6
-    assert np.count_nonzero(p_values <= 0.05) <= 8
+    assert chisquare(np.bincount(np.rint(20 * p_values).astype(int), minlength=21)[1:]).pvalue > 1e-3
+
+
+def test_trees_tell_samples_apart_by_chance_no_more_often_than_they_say():
+    n = 25
+    runs = [classifier_auc(*_shifted(0.0, n=60, seed=seed), "trees", seed=seed) for seed in range(n)]
+    z, n_significant = _spread_and_level(runs)
+    assert abs(z.mean()) < norm.isf(5e-4) / np.sqrt(n)
+    # At most that of unit normal scores, and no less than if folds were independent of each other.
+    low, high = np.sqrt(chi2.ppf([5e-4, 1 - 5e-4], n - 1) / (n - 1))
+    assert low / np.sqrt(2) < z.std(ddof=1) < high
+    assert n_significant <= binom.isf(1e-3, n, 0.05)
 
 
 def test_permutations_of_the_trees_find_a_difference():

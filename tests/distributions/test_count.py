@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from scvae_ext.distributions import CountDistribution, NegativeBinomial, Poisson, ZeroInflated
+from scvae_ext.distributions import CountDistribution, Mixture, NegativeBinomial, Poisson, ZeroInflated
 from scvae_ext.minibatch import SparseCounts
 
 BUILDERS = {
@@ -25,6 +25,25 @@ def name(request):
 def test_abstract_base_cannot_be_built():
     with pytest.raises(TypeError, match="abstract"):
         CountDistribution()
+
+
+@pytest.mark.parametrize("name", [*BUILDERS, "mixture"])
+def test_poisson_counts_of_rates_that_are_drawn_follow_the_distribution(name):
+    torch.manual_seed(0)
+    n = 100_000
+    if name == "mixture":
+        distribution = Mixture(Poisson(torch.tensor([0.5])), BUILDERS["nb"]((1,)), torch.tensor([0.3]))
+    else:
+        distribution = BUILDERS[name]((1,))
+    rate = distribution.sample_rate((n,))
+    assert rate.shape == (n, 1)
+    # Moments of a Poisson mixture: the mean is that of the rates, the variance theirs and the mean.
+    mean, variance = distribution.mean.item(), distribution.variance.item()
+    assert rate.mean().item() == pytest.approx(mean, abs=5 * math.sqrt(variance / n))
+    assert rate.var().item() == pytest.approx(variance - mean, rel=0.05, abs=1e-9)
+    zeros = rate.neg().exp()
+    expected = distribution.log_prob_zero().exp().item()
+    assert zeros.mean().item() == pytest.approx(expected, abs=5 * zeros.std().item() / math.sqrt(n) + 1e-6)
 
 
 def test_integer_values(name):

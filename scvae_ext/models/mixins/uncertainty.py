@@ -102,11 +102,11 @@ class UncertaintyMixin(VAEModel):
         r"""Ask of each cell how improbable it is, by its counts and by its state.
 
         *Counts.* The ELBO, an estimate of :math:`\log p(x)`, falls with the number of counts, whatever the cell. It is
-        compared with that of ``n_replicates`` cells drawn from the model with the cell's library size, batch and
+        compared with that of ``n_replicates`` cells drawn from the model with the cell's total count, batch and
         covariates, and states drawn from the posteriors of the model's cells
-        (:func:`~scvae_ext.analysis.replicate_test`); known labels play no part. *State.* The density of the cell's
-        state among the cells of the model's AnnData, itself left out, as in :meth:`differential_abundance`; p is its
-        rank among theirs.
+        (:func:`~scvae_ext.analysis.replicate_test`); known labels play no part. With size factors the drawn cells have
+        the cell's factor, and totals of their own. *State.* The density of the cell's state among the cells of the
+        model's AnnData, itself left out, as in :meth:`differential_abundance`; p is its rank among theirs.
 
         Parameters
         ----------
