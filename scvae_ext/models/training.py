@@ -128,7 +128,7 @@ class TrainingMixin(ModelCore):
         callbacks
             One Lightning callback or several; a list is not changed.
         enable_progress_bar
-            Whether to show a bar, where there is a terminal.
+            Whether to show a bar, in a terminal or a notebook; there is none in a log.
         plan_kwargs
             ``lr``, ``weight_decay`` and ``max_kl_weight``, under the names that scvi-tools has for them.
         datamodule
