@@ -26,6 +26,7 @@ from scvae_ext.diagnostics.posterior_collapse import posterior_collapse
 from scvae_ext.diagnostics.posterior_predictive_check import posterior_predictive_check
 from scvae_ext.diagnostics.zero_inflation import zero_inflation
 from scvae_ext.models import SCVAE
+from scvae_ext.models.set_up import set_up_as
 
 __all__ = ["report"]
 
@@ -51,14 +52,16 @@ def _compare_likelihoods(model: AnyVAE, seed: int) -> Any:
     model._require_whole_data()
     own = ("gene_likelihood", "zero_inflation", "zero_inflation_prior")
     others = {name: value for name, value in model._options.items() if name not in own}
-    return compare_likelihoods(model.adata, model_options=others, enable_progress_bar=False, seed=seed)
+    with set_up_as(model.adata, model.registry) as adata:
+        return compare_likelihoods(adata, model_options=others, enable_progress_bar=False, seed=seed)
 
 
 def _compare_autoencoder(model: AnyVAE, seed: int) -> Any:
     if not isinstance(model, SCVAE):
         raise wrong_model(model, "compare_autoencoder", "a likelihood")
     model._require_whole_data()
-    return compare_autoencoder(model.adata, model_options=model._options, enable_progress_bar=False, seed=seed)
+    with set_up_as(model.adata, model.registry) as adata:
+        return compare_autoencoder(adata, model_options=model._options, enable_progress_bar=False, seed=seed)
 
 
 SECTIONS = (

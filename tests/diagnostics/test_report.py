@@ -1,4 +1,5 @@
 import base64
+import importlib
 import io
 import re
 from html.parser import HTMLParser
@@ -83,6 +84,26 @@ def test_each_section_is_told_as_it_is_begun(trained, tmp_path):
     model = trained(gene_likelihood="poisson")
     diagnostics.report(model, tmp_path / "report.html", sections=sections, tell=told.append)
     assert told == ["1 of 2: Posterior collapse", "2 of 2: Zero inflation"]
+
+
+def test_models_are_trained_on_cells_that_were_not_set_up(trained, counts, tmp_path, monkeypatch):
+    """As a loaded model takes them."""
+    model = trained()
+    model.save(tmp_path / "model")
+    bare = counts.copy()
+    del bare.uns["scvae_ext"]
+    asked = []
+
+    def compare(adata, **options):
+        asked.append(SCVAE(adata, **options["model_options"]).registry)
+        raise ValueError("enough")
+
+    module = importlib.import_module("scvae_ext.diagnostics.report")
+    monkeypatch.setattr(module, "compare_likelihoods", compare)
+    monkeypatch.setattr(module, "compare_autoencoder", compare)
+    sections = ["compare_likelihoods", "compare_autoencoder"]
+    diagnostics.report(SCVAE.load(tmp_path / "model", bare), tmp_path / "report.html", sections=sections)
+    assert asked == [model.registry, model.registry]
 
 
 def test_models_of_more_than_counts_are_asked_what_they_can_be(tmp_path):
