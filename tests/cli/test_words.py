@@ -49,6 +49,11 @@ def test_other_words_stay(message):
     assert in_options(message, OPTIONS) == message
 
 
+def test_commands_of_few_options():
+    assert in_options("Cells of batch_key, seed=1.", Namespace(command="demo", seed=0)) == "Cells of batch_key, --seed 1."
+    assert in_options("Cells of batch_key, seed=1.", Namespace(command="demo")) == "Cells of batch_key, seed=1."
+
+
 def test_warnings_are_lines_without_a_place(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
