@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scvae_ext import datasets, diagnostics, distributions, pl
+    from scvae_ext import analysis, datasets, diagnostics, distributions, pl
     from scvae_ext.models import SCVAE, Autoencoder, CiteVAE, MultiomeVAE, SemiSupervisedVAE
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __all__ = [
     "MultiomeVAE",
     "SemiSupervisedVAE",
     "__version__",
+    "analysis",
     "datasets",
     "diagnostics",
     "distributions",
@@ -36,4 +37,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # Not what this file itself needs.
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -1,11 +1,15 @@
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import scvae_ext
+
+ROOMS = ["analysis", "datasets", "diagnostics", "distributions", "pl"]
 
 
 def test_imports_bring_nothing_heavy_and_plots_no_lightning_and_models_no_learners():
@@ -26,6 +30,23 @@ def test_imports_bring_nothing_heavy_and_plots_no_lightning_and_models_no_learne
 def test_every_public_name_resolves_and_is_listed(name):
     assert getattr(scvae_ext, name) is not None
     assert name in dir(scvae_ext)
+
+
+def test_only_what_is_public_is_listed():
+    offered = {name for name in dir(scvae_ext) if not name.startswith("__")}
+    assert offered == {name for name in scvae_ext.__all__ if not name.startswith("__")}
+
+
+@pytest.mark.parametrize("room", ["", *ROOMS])
+def test_every_public_name_is_on_the_page_of_the_api(room):
+    page = (Path(__file__).parents[1] / "docs" / "api" / "index.md").read_text(encoding="utf-8")
+    where = re.escape(f"scvae_ext.{room}".removesuffix("."))
+    sections = re.findall(rf"currentmodule:: {where}\n(.*?)```", page, flags=re.DOTALL)
+    listed = {name for section in sections for name in re.findall(r"^   (\w+)$", section, flags=re.MULTILINE)}
+    # Values, types of arguments and classes of other packages stand in a sentence.
+    listed |= set(re.findall(rf"`{where}\.(\w+)`", page))
+    module = getattr(scvae_ext, room) if room else scvae_ext
+    assert listed == {*module.__all__} - {"__version__", *ROOMS}
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -3,17 +3,30 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import scvae_ext
 from scvae_ext.cli.files import UserError
+from scvae_ext.cli.words import warnings_in_one_line
 
 __all__ = ["main"]
 
 
 class _Parser(argparse.ArgumentParser):
-    """Shows mistakes as one line, without the usage."""
+    """Shows mistakes as one line, without the usage, and names the option that is nearest to one it does not know."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and refuse what is left, as the command that it was given to."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            asked = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
+            near = get_close_matches(asked.replace("_", "-"), known, n=1, cutoff=0.75)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return options, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -34,22 +47,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        if options.command == "demo":
-            from scvae_ext.cli.demo import demo
+        with warnings_in_one_line(options):
+            if options.command == "demo":
+                from scvae_ext.cli.demo import demo
 
-            demo(options.out, seed=options.seed)
-        elif options.command == "report":
-            from scvae_ext.cli.report import report
+                demo(options.out, seed=options.seed)
+            elif options.command == "report":
+                from scvae_ext.cli.report import report
 
-            report(options)
-        elif options.command == "map":
-            from scvae_ext.cli.mapping import map_cells
+                report(options)
+            elif options.command == "map":
+                from scvae_ext.cli.mapping import map_cells
 
-            map_cells(options)
-        else:
-            from scvae_ext.cli.fit import fit
+                map_cells(options)
+            else:
+                from scvae_ext.cli.fit import fit
 
-            fit(options)
+                fit(options)
     except UserError as error:
         print(f"scvae-ext {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from scvae_ext.cli.files import UserError, check_distinct, check_writable, repla
 from scvae_ext.cli.inputs import check_tables, one_line, read_h5ad
 from scvae_ext.cli.quality import FEWEST_CELLS, CountModel, add_clusters, agreement, draw
 from scvae_ext.cli.results import write_results
+from scvae_ext.cli.training import train
 from scvae_ext.models import SCVAE, CiteVAE, MultiomeVAE, SemiSupervisedVAE
 
 __all__ = ["fit"]
@@ -35,9 +36,9 @@ def fit(options: argparse.Namespace) -> None:
         raise UserError(f"{unknown[0]!r} is neither a column of obs ({list(adata.obs)}) nor a gene; change --color.")
     if options.figure and adata.n_obs < FEWEST_CELLS:
         raise UserError(f"--figure needs {FEWEST_CELLS} cells, and {options.file} holds {adata.n_obs}; leave it out.")
-    with one_line():
+    with one_line(options):
         model = _model(adata, options)
-        model.train(max_epochs=options.max_epochs, seed=options.seed)
+        train(model, options)
     write_results(model, adata, normalized_expression=options.normalized_expression)
 
     if options.figure or (options.labels_key and not options.predict_labels):
@@ -101,7 +102,7 @@ def _check_model(options: argparse.Namespace) -> None:
 
 def _check_outputs(options: argparse.Namespace) -> list[str]:
     """Return what colours the figure."""
-    check_tables(options.out, options.save_model, overwrite=options.overwrite)
+    check_tables(options)
     if options.figure is None:
         if options.color:
             raise UserError("--color is for the figure; add --figure FILE.png.")

@@ -1,16 +1,15 @@
 """``scvae-ext map``: cells of new batches, mapped onto a saved model."""
 
 import argparse
-from typing import get_args
 
 import anndata as ad
 
 from scvae_ext.cli.files import UserError, replacing
-from scvae_ext.cli.inputs import check_tables, one_line, read_h5ad
+from scvae_ext.cli.inputs import check_tables, class_of_model, one_line, read_h5ad
 from scvae_ext.cli.quality import CountModel
 from scvae_ext.cli.results import write_results
+from scvae_ext.cli.training import train
 from scvae_ext.models.mixins import UncertaintyMixin
-from scvae_ext.models.saving import read_model
 
 __all__ = ["map_cells"]
 
@@ -32,20 +31,20 @@ def map_cells(options: argparse.Namespace) -> None:
     """
     if options.labels_key is not None and options.reference is None:
         raise UserError("--labels-key names labels of the cells of --reference FILE.h5ad, which is missing.")
-    check_tables(options.out, options.save_model, overwrite=options.overwrite)
+    check_tables(options)
     adata = read_h5ad(options.file)
     reference = None if options.reference is None else read_h5ad(options.reference)
     if reference is not None and options.labels_key not in (None, *reference.obs):
         raise UserError(f"{options.labels_key!r} is no column of obs of --reference ({', '.join(reference.obs)}).")
-    with one_line():
+    with one_line(options):
         model = _model_of(options).load_query_data(adata, options.model, drop_missing_genes=options.drop_missing_genes)
-        model.train(max_epochs=options.max_epochs, seed=options.seed)
+        train(model, options)
     write_results(model, adata, normalized_expression=options.normalized_expression)
     if options.save_model:
         # With the split of the new cells, which a model forgets that is given others.
         model.save(options.save_model, overwrite=options.overwrite)
     if reference is not None and isinstance(model, UncertaintyMixin):
-        with one_line():
+        with one_line(options):
             _beside(model, adata, reference, options.labels_key)
     with replacing(options.out) as temporary:
         adata.write_h5ad(temporary)
@@ -54,13 +53,10 @@ def map_cells(options: argparse.Namespace) -> None:
 
 def _model_of(options: argparse.Namespace) -> type[CountModel]:
     """Return the class of the saved model."""
-    name = read_model(options.model)[0]["model_class"]
-    known: dict[str, type[CountModel]] = {kind.__name__: kind for kind in get_args(CountModel)}
-    if name not in known:
-        raise UserError(f"{options.model} holds a {name}, and cells can be mapped onto {', '.join(known)} alone.")
-    if options.reference is not None and not issubclass(known[name], UncertaintyMixin):
-        raise UserError(f"--reference compares cells by what a {name} cannot say; leave it out.")
-    return known[name]
+    kind = class_of_model(options.model, "cells can be mapped onto")
+    if options.reference is not None and not issubclass(kind, UncertaintyMixin):
+        raise UserError(f"--reference compares cells by what a {kind.__name__} cannot say; leave it out.")
+    return kind
 
 
 def _beside(model: UncertaintyMixin, adata: ad.AnnData, reference: ad.AnnData, labels_key: str | None) -> None:

@@ -2,10 +2,11 @@
 
 import argparse
 import time
-
-import anndata as ad
+from functools import partial
 
 from scvae_ext.cli.files import UserError, check_writable
+from scvae_ext.cli.inputs import class_of_model, one_line, read_h5ad
+from scvae_ext.cli.quality import CountModel
 from scvae_ext.datasets import pbmc68k_reduced
 from scvae_ext.diagnostics.report import SECTIONS
 from scvae_ext.diagnostics.report import report as write_report
@@ -34,7 +35,8 @@ def report(options: argparse.Namespace) -> None:
     model = _demo_model(options.seed) if options.model is None else _saved_model(options)
     # The options have the names of the sections that train.
     names = [section.name for section in SECTIONS if not section.trains or getattr(options, section.name)]
-    write_report(model, options.out, sections=names, overwrite=options.overwrite, seed=options.seed)
+    tell = partial(print, flush=True)
+    write_report(model, options.out, sections=names, overwrite=options.overwrite, seed=options.seed, tell=tell)
     print(f"wrote {options.out} after {time.perf_counter() - started:.0f} s")
 
 
@@ -47,12 +49,9 @@ def _demo_model(seed: int) -> SCVAE:
     return model
 
 
-def _saved_model(options: argparse.Namespace) -> SCVAE:
+def _saved_model(options: argparse.Namespace) -> CountModel:
     if options.data is None:
         raise UserError(f"{options.model} needs the counts it was trained on: scvae-ext report MODEL FILE.h5ad.")
-    if not options.data.is_file():
-        raise UserError(f"{options.data} is not a file.")
-    try:
-        return SCVAE.load(options.model, ad.read_h5ad(options.data))
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
+    adata = read_h5ad(options.data)
+    with one_line(options):
+        return class_of_model(options.model, "a report can be written of").load(options.model, adata)

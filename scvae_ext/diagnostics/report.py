@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from scvae_ext import pl
+from scvae_ext.diagnostics._models import AnyVAE, wrong_model
 from scvae_ext.diagnostics.compare_autoencoder import compare_autoencoder
 from scvae_ext.diagnostics.compare_likelihoods import compare_likelihoods
 from scvae_ext.diagnostics.conditional_independence import conditional_independence
@@ -25,6 +26,7 @@ from scvae_ext.diagnostics.posterior_collapse import posterior_collapse
 from scvae_ext.diagnostics.posterior_predictive_check import posterior_predictive_check
 from scvae_ext.diagnostics.zero_inflation import zero_inflation
 from scvae_ext.models import SCVAE
+from scvae_ext.models.set_up import set_up_as
 
 __all__ = ["report"]
 
@@ -39,21 +41,27 @@ class _Section:
     name: str
     title: str
     question: str
-    ask: Callable[[SCVAE, int], Any]
+    ask: Callable[[AnyVAE, int], Any]
     draw: Callable[[Any], Sequence[Axes]]
     trains: bool = False
 
 
-def _compare_likelihoods(model: SCVAE, seed: int) -> Any:
+def _compare_likelihoods(model: AnyVAE, seed: int) -> Any:
+    if not isinstance(model, SCVAE):
+        raise wrong_model(model, "compare_likelihoods", "a likelihood")
     model._require_whole_data()
     own = ("gene_likelihood", "zero_inflation", "zero_inflation_prior")
     others = {name: value for name, value in model._options.items() if name not in own}
-    return compare_likelihoods(model.adata, model_options=others, enable_progress_bar=False, seed=seed)
+    with set_up_as(model.adata, model.registry) as adata:
+        return compare_likelihoods(adata, model_options=others, enable_progress_bar=False, seed=seed)
 
 
-def _compare_autoencoder(model: SCVAE, seed: int) -> Any:
+def _compare_autoencoder(model: AnyVAE, seed: int) -> Any:
+    if not isinstance(model, SCVAE):
+        raise wrong_model(model, "compare_autoencoder", "a likelihood")
     model._require_whole_data()
-    return compare_autoencoder(model.adata, model_options=model._options, enable_progress_bar=False, seed=seed)
+    with set_up_as(model.adata, model.registry) as adata:
+        return compare_autoencoder(adata, model_options=model._options, enable_progress_bar=False, seed=seed)
 
 
 SECTIONS = (
@@ -119,13 +127,14 @@ SECTIONS = (
 
 
 def report(
-    model: SCVAE,
+    model: AnyVAE,
     path: str | os.PathLike[str],
     *,
     sections: Sequence[str] | None = None,
     title: str = "Can this model be believed?",
     overwrite: bool = False,
     seed: int = 0,
+    tell: Callable[[str], object] | None = None,
 ) -> Path:
     """Ask a trained model every question of ``diagnostics``, and write the answers on one self-contained HTML page.
 
@@ -149,6 +158,9 @@ def report(
         Whether the file may exist.
     seed
         Seed of everything random.
+    tell
+        Called with a line for each section as it is begun, as the questions take a minute together: ``print``, for
+        example.
 
     Returns
     -------
@@ -174,11 +186,15 @@ def report(
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: choose another name, or pass overwrite=True.")
     if not model.is_trained:
-        raise RuntimeError("The model has not been trained: call model.train() first, or SCVAE.load.")
+        raise RuntimeError("The model has not been trained: call model.train() first, or load one.")
     if model.history.empty:
         raise RuntimeError("The model was mapped onto its reference and not trained since: call model.train() first.")
     n_cells = model.adata.n_obs
-    answers = [_answer(known[name], model, seed) for name in chosen]
+    answers = []
+    for number, name in enumerate(chosen, start=1):
+        if tell is not None:
+            tell(f"{number} of {len(chosen)}: {known[name].title}")
+        answers.append(_answer(known[name], model, seed))
     page = Template(PAGE.read_text(encoding="utf-8")).substitute(
         title=html.escape(title),
         facts=_facts(model, n_cells),
@@ -201,7 +217,7 @@ class _Answer:
     body: str
 
 
-def _answer(section: _Section, model: SCVAE, seed: int) -> _Answer:
+def _answer(section: _Section, model: AnyVAE, seed: int) -> _Answer:
     """Ask one question; what the function has to say about the model or the data is part of the answer."""
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
@@ -226,7 +242,7 @@ def _answer(section: _Section, model: SCVAE, seed: int) -> _Answer:
     )
 
 
-def _facts(model: SCVAE, n_cells: int) -> str:
+def _facts(model: AnyVAE, n_cells: int) -> str:
     """Describe data, model and training as rows of a table."""
     from scvae_ext import __version__
 

@@ -19,6 +19,7 @@ __all__ = [
 ]
 
 CELLS_MAY_BE = "positions, a boolean mask with one entry a cell, or names of adata.obs_names"
+MOST_NAMED = 5
 CellSelection = slice | Sequence[int] | Sequence[bool] | Sequence[str] | np.ndarray | pd.Index | pd.Series
 GeneSelection = Sequence[str] | np.ndarray | pd.Index | pd.Series
 
@@ -172,7 +173,9 @@ def _positions_of_names(
         # Names that differ in case alone come first.
         by_case = [str(name) for name in names if str(name).lower() == str(missing[0]).lower()]
         near = by_case or get_close_matches(str(missing[0]), list(map(str, names)), n=3)
-        hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
-        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(f"{argument} holds {missing[0]!r}{others}, not among {where}: pass {what}.{hint}")
+        to = f" to {missing[0]!r}" if len(missing) > 1 else ""
+        hint = f" Nearest{to}: {', '.join(map(repr, near))}." if near else ""
+        named = ", ".join(map(repr, missing[:MOST_NAMED]))
+        others = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+        raise ValueError(f"{argument} holds {named}{others}, not among {where}: pass {what}.{hint}")
     return positions

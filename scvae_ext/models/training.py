@@ -128,7 +128,7 @@ class TrainingMixin(ModelCore):
         callbacks
             One Lightning callback or several; a list is not changed.
         enable_progress_bar
-            Whether to show a bar, where there is a terminal.
+            Whether to show a bar, in a terminal or a notebook; there is none in a log.
         plan_kwargs
             ``lr``, ``weight_decay`` and ``max_kl_weight``, under the names that scvi-tools has for them.
         datamodule
@@ -153,7 +153,8 @@ class TrainingMixin(ModelCore):
         from scvae_ext.train.history import History
         from scvae_ext.train.processes import count_processes
 
-        check_trainer_options(trainer_options, list(inspect.signature(self.train).parameters))
+        named = inspect.signature(self.train).parameters.values()
+        check_trainer_options(trainer_options, [each.name for each in named if each.kind is not each.VAR_KEYWORD])
         source = self._own_source()
         seed = self.seed if seed is None else whole_number("seed", seed, least=0)
         batch_size = whole_number("batch_size", batch_size)

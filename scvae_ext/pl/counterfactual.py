@@ -10,10 +10,11 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 
+from scvae_ext.pl.palette import GROUPS
+
 __all__ = ["counterfactual_effect", "overlap"]
 
 _SUPPORTED, _NOT = "#0072B2", "#D55E00"
-_MOST_GROUPS = 10
 
 
 @runtime_checkable
@@ -35,19 +36,33 @@ class _Overlap(Protocol):
     def is_supported(self) -> Bool[np.ndarray, "cells"]: ...
 
 
-def counterfactual_effect(result: _Effect, *, n_genes: int = 20, save: str | PathLike[str] | None = None) -> list[Axes]:
-    """Draw the effects on the genes that change most, with their intervals, groups side by side.
+@runtime_checkable
+class _Counterfactual(Protocol):
+    @property
+    def overlap(self) -> _Overlap: ...
 
-    Which genes change, in which cells, and how sure is that? Genes stand in the order of their largest effect in any
-    group; an interval that leaves out zero has a filled dot. A group of which fewer than half the cells are in states
-    seen under both settings is marked in the legend.
+
+def counterfactual_effect(
+    result: _Effect,
+    genes: Sequence[str] | None = None,
+    *,
+    n_genes: int = 20,
+    save: str | PathLike[str] | None = None,
+) -> list[Axes]:
+    """Draw the effects on genes, with their intervals, groups side by side.
+
+    Which genes change, in which cells, and how sure is that? Without ``genes``, those that change most are drawn, in
+    the order of their largest effect in any group. An interval that leaves out zero has a filled dot. A group of which
+    fewer than half the cells are in states seen under both settings is marked in the legend.
 
     Parameters
     ----------
     result
         What :meth:`scvae_ext.SCVAE.counterfactual_effect` returned.
+    genes
+        Genes to draw, in this order.
     n_genes
-        Number of genes.
+        Number of genes, where none are named.
     save
         File to write the figure to; its suffix gives the format.
 
@@ -59,25 +74,30 @@ def counterfactual_effect(result: _Effect, *, n_genes: int = 20, save: str | Pat
     Raises
     ------
     ValueError
-        If there are more than ten groups, or no gene is asked for.
+        If there are more than ten groups, no gene is asked for, or one that is not in the result.
     """
     groups = list(result.groups)
-    if len(groups) > _MOST_GROUPS:
+    if len(groups) > len(GROUPS):
         raise ValueError(
-            f"The result has {len(groups)} groups, of which at most {_MOST_GROUPS} can be told apart: ask for the "
+            f"The result has {len(groups)} groups, of which at most {len(GROUPS)} can be told apart: ask for the "
             "effect in fewer cells by indices=..."
         )
     if n_genes < 1:
         raise ValueError(f"n_genes={n_genes!r} must be at least 1.")
     frame = result.to_frame()
-    wide = frame["lfc"].unstack("gene")
-    genes = list(wide.abs().max().sort_values(ascending=False, kind="stable").index[:n_genes])
+    largest = frame["lfc"].abs().groupby(level="gene", sort=False).max()
+    if genes is None:
+        genes = list(largest.sort_values(ascending=False, kind="stable").index[:n_genes])
+    else:
+        genes = [genes] if isinstance(genes, str) else list(genes)
+        if not genes or not set(genes) <= set(largest.index):
+            known = f"{', '.join(map(str, largest.index[:5]))}, ..."
+            raise ValueError(f"genes={genes!r} are not all in the result, which holds {known}: pass some of those.")
     figure, panel = plt.subplots(figsize=(6.4, 1.2 + len(genes) * max(0.24, 0.1 * len(groups))), layout="constrained")
-    palette = plt.get_cmap("tab10")
     for i, group in enumerate(groups):
         rows = frame.loc[group].loc[genes]
         height = np.arange(len(genes)) + (i - (len(groups) - 1) / 2) * 0.8 / len(groups)
-        color = palette(i)
+        color = GROUPS[i]
         share = result.supported_share[group]
         label = f"{group}" if share >= 0.5 else f"{group} (overlap {100 * share:.0f} %)"
         panel.hlines(height, rows["lfc_lower"], rows["lfc_upper"], color=color, linewidth=1.4)
@@ -105,14 +125,14 @@ def counterfactual_effect(result: _Effect, *, n_genes: int = 20, save: str | Pat
         legend = panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8.5)
         # The colour stands for the group; whether a dot is filled depends on the gene.
         for handle, i in zip(legend.legend_handles, range(len(groups)), strict=True):
-            handle.set_facecolor(palette(i))  # type: ignore[union-attr]
+            handle.set_facecolor(GROUPS[i])  # type: ignore[union-attr]
     if save is not None:
         figure.savefig(save, dpi=150)
     return [panel]
 
 
 def overlap(
-    result: _Overlap,
+    result: _Overlap | _Counterfactual,
     groups: Sequence[str] | np.ndarray | pd.Series | None = None,
     *,
     save: str | PathLike[str] | None = None,
@@ -125,8 +145,8 @@ def overlap(
     Parameters
     ----------
     result
-        What :func:`scvae_ext.analysis.setting_overlap` returned: ``overlap`` of a counterfactual, ``overlap_control``
-        or ``overlap_treated`` of an effect.
+        What :func:`scvae_ext.analysis.setting_overlap` or :meth:`scvae_ext.SCVAE.counterfactual` returned, or
+        ``overlap_control`` or ``overlap_treated`` of an effect.
     groups
         Group of each cell; all in one where ``None``.
     save
@@ -141,7 +161,18 @@ def overlap(
     ------
     ValueError
         If ``groups`` has another length.
+    TypeError
+        If the result is another one, such as an effect, which has an overlap for each of its two settings.
     """
+    if isinstance(result, _Counterfactual):
+        result = result.overlap
+    if not hasattr(result, "ratio"):
+        hint = (
+            "has one for each setting: pass its overlap_control or its overlap_treated"
+            if hasattr(result, "overlap_control")
+            else "is none: pass the result of counterfactual() or of analysis.setting_overlap()"
+        )
+        raise TypeError(f"result must be an overlap, and a {type(result).__name__} {hint}.")
     ratio, supported = result.ratio, result.is_supported
     names = np.array(["all cells"] * len(ratio)) if groups is None else np.asarray(groups).astype(str)
     if len(names) != len(ratio):

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from scvae_ext.pl.palette import GROUPS
+
 __all__ = ["embedding_comparison"]
 
 _MISSING = "#d0d0d0"
@@ -139,8 +141,8 @@ def _palette(adata: AnnData, key: str, series: pd.Series) -> dict[Hashable, str]
             return {category: everything[category] for category in series.cat.categories}
     n = len(series.cat.categories)
     if n <= 20:
-        # Petroff's ten colours (2021) stay apart under colour-vision deficiencies; no such set has twenty.
-        sequence = [mpl.colors.to_hex(c) for c in mpl.color_sequences["petroff10" if n <= 10 else "tab20"]]
+        # No set of twenty stays apart under colour-vision deficiencies.
+        sequence = list(GROUPS) if n <= 10 else [mpl.colors.to_hex(c) for c in mpl.color_sequences["tab20"]]
     else:
         sequence = [mpl.colors.to_hex(c) for c in mpl.colormaps["turbo"](np.linspace(0.03, 0.97, n))]
     return dict(zip(series.cat.categories, sequence, strict=False))

@@ -10,6 +10,8 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
+from scvae_ext.pl.palette import GROUPS
+
 __all__ = ["expression_intervals"]
 
 _CELLS_SHOWN = 60
@@ -83,7 +85,6 @@ def expression_intervals(
         squeeze=False,
         layout="constrained",
     )
-    palette = plt.get_cmap("tab10")
     ticks: list[float] = []
     for gene, panel in zip(genes, panels[:, 0], strict=True):
         column = list(result.var_names).index(gene)
@@ -94,7 +95,7 @@ def expression_intervals(
             cells = cells[np.argsort(result.median[cells, column], kind="stable")]
             cells = cells[np.linspace(0, len(cells) - 1, shown[name]).round().astype(int)]
             place = start + np.arange(len(cells))
-            color = palette(i % 10)
+            color = GROUPS[i % len(GROUPS)]
             panel.vlines(
                 place, result.lower[cells, column], result.upper[cells, column], color=color, alpha=0.35, linewidth=1.5
             )

@@ -1,7 +1,6 @@
 """Callbacks of every training run: the best weights, the progress bar, a gentle stop."""
 
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from scvae_ext.modules import Trainable
 from scvae_ext.train.lightning_module import TrainingModule
+from scvae_ext.train.progress_bar import open_bar
 
 __all__ = ["BestWeights", "GentleInterrupt", "PatientEarlyStopping", "TrainingBar"]
 
@@ -77,7 +77,7 @@ class BestWeights(Callback):
 
 
 class TrainingBar(Callback):
-    """One bar over all steps with the held-out score and the time left; silent where there is no terminal.
+    """One bar over all steps with the held-out score and the time left; silent in logs.
 
     Parameters
     ----------
@@ -93,14 +93,7 @@ class TrainingBar(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         if trainer.is_global_zero:
-            self._bar = tqdm(
-                total=self.training.plan.max_steps,
-                desc="Training",
-                unit="step",
-                disable=None,
-                file=sys.stderr,
-                leave=True,
-            )
+            self._bar = open_bar(self.training.plan.max_steps)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

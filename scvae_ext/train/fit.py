@@ -73,7 +73,8 @@ def check_trainer_options(options: Mapping[str, Any], known: Sequence[str]) -> N
         if name in INSTEAD:
             raise TypeError(f"train() does its own updates and cannot take {name}={options[name]!r}: {INSTEAD[name]}.")
         if name not in valid:
-            near = get_close_matches(name, [*valid, *known], n=3)
+            offered = dict.fromkeys(option for option in [*known, *valid] if option not in INSTEAD)
+            near = get_close_matches(name, offered, n=3)
             hint = (
                 f"Did you mean {' or '.join(near)}?" if near else "See the signature of train() for those that exist."
             )

@@ -41,7 +41,9 @@ finally:
         (["reprot"], "scvae-ext: error: argument COMMAND: invalid choice: 'reprot'"),
         (["fit", "a.h5ad"], "scvae-ext fit: error: the following arguments are required: --out"),
         (["fit", "a.h5ad", "--out", "b.h5ad", "--n-latent", "ten"], "argument --n-latent: invalid int value: 'ten'"),
-        (["demo", "--colour", "x"], "unrecognized arguments: --colour x"),
+        (["demo", "--colour", "x"], "scvae-ext demo: error: unrecognized arguments: --colour x (see"),
+        (["fit", "a.h5ad", "--out", "b.h5ad", "--batch_key", "c"], "--batch_key c; did you mean --batch-key?"),
+        (["fit", "a.h5ad", "--out", "b.h5ad", "--batchkey=c"], "--batchkey=c; did you mean --batch-key?"),
     ],
 )
 def test_mistakes_in_the_words_are_one_line(arguments, message, capsys):

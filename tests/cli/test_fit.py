@@ -34,6 +34,7 @@ def test_writes_the_results_of_the_data_named(counts, tmp_path, capsys):
     words += ["--max-epochs", 2, "--out", out, "--figure", figure, "--normalized-expression"]
     assert main(["fit", *map(str, words)]) == 0
     printed = capsys.readouterr().out
+    assert printed.startswith("training SCVAE on 200 cells and 60 genes, at most 4 updates\n")
     assert "held-out ELBO: -" in printed
     assert "Leiden clusters (at the best of 20 resolutions) against cell_type: ARI " in printed
 
@@ -57,7 +58,7 @@ def test_proteins_are_modelled_where_they_are_named(tmp_path, capsys):
     assert after.obsm["scvae_protein_foreground"].to_numpy().max() <= 1
     assert CiteVAE.load(tmp_path / "model", after).protein_names == list(after.obsm["scvae_protein"])
     message = _error(capsys, tmp_path / "counts.h5ad", "--protein-key", "proteins", "--out", tmp_path / "other.h5ad")
-    assert "Did you mean 'protein'" in message
+    assert "--protein-key: adata.obsm['proteins'] was not found. Did you mean 'protein'" in message
 
 
 def test_peaks_are_modelled_where_they_are_named(tmp_path, capsys):
@@ -133,11 +134,11 @@ def test_a_folder_that_is_no_model_is_refused_before_the_work(counts, tmp_path, 
             ["--out", "{tmp}/out.h5ad", "--save-model", "{tmp}/m.png", "--figure", "{tmp}/m.png", "--color", "batch"],
             "--save-model and --figure are both",
         ),
-        (["--out", "{tmp}/out.h5ad", "--layer", "cuonts"], "cuonts"),
+        (["--out", "{tmp}/out.h5ad", "--layer", "cuonts"], "--layer: adata.layers['cuonts'] was not found"),
         (["--out", "{tmp}/out.h5ad", "--batch-key", "donor"], "donor"),
         (["--out", "{tmp}/out.h5ad", "--gene-likelihood", "negbin"], "negbin"),
-        (["--out", "{tmp}/out.h5ad", "--n-latent", "0"], "n_latent"),
-        (["--out", "{tmp}/out.h5ad", "--max-epochs", "0"], "max_epochs"),
+        (["--out", "{tmp}/out.h5ad", "--n-latent", "0"], "--n-latent 0 must be"),
+        (["--out", "{tmp}/out.h5ad", "--max-epochs", "0"], "--max-epochs 0 must be"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing_behind(counts, words, message, tmp_path, capsys):

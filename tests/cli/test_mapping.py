@@ -1,3 +1,6 @@
+import warnings
+from contextlib import contextmanager
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -19,6 +22,14 @@ def folder(tmp_path_factory):
         command = ["fit", folder / "reference.h5ad", "--out", folder / f"{name}.h5ad", "--batch-key", "batch", *words]
         assert main([*map(str, command), "--save-model", str(folder / name), "--max-epochs", "60"]) == 0
     return folder
+
+
+@contextmanager
+def _shown_warnings():
+    """Show warnings, as they are outside of tests."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        yield
 
 
 def _run(folder, tmp_path, *words, model="plain", query="query.h5ad"):
@@ -61,9 +72,15 @@ def test_labels_are_predicted_by_a_model_that_knows_some(folder, tmp_path, capsy
 
 def test_missing_genes_are_dropped_only_where_that_is_asked_for(folder, tmp_path, capsys):
     ad.read_h5ad(folder / "query.h5ad")[:, 5:].copy().write_h5ad(folder / "few.h5ad")
-    assert "lacks 5 of the 40 genes" in _error(capsys, folder, tmp_path, query="few.h5ad")
-    with pytest.warns(UserWarning, match="5 of the 40 genes"):
+    message = _error(capsys, folder, tmp_path, query="few.h5ad")
+    assert "lacks 5 of the 40 genes" in message
+    assert "pass --drop-missing-genes" in message
+    with _shown_warnings():
         assert _run(folder, tmp_path, "--drop-missing-genes", "--max-epochs", 2, query="few.h5ad") == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("warning: 5 of the 40 genes")
+    assert captured.err.count("\n") == 1
+    assert captured.out.startswith("training SCVAE on 200 cells and 35 genes, at most ")
 
 
 def test_mistakes_are_one_line_and_leave_nothing_behind(folder, tmp_path, capsys):
@@ -72,7 +89,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(folder, tmp_path, capsys
     assert "is not a file" in _error(capsys, folder, tmp_path, query="nothing.h5ad")
     assert "is not a file" in _error(capsys, folder, tmp_path, "--reference", folder / "nothing.h5ad")
     assert "no batch that the reference does not know" in _error(capsys, folder, tmp_path, query="reference.h5ad")
-    assert "max_epochs=0" in _error(capsys, folder, tmp_path, "--max-epochs", 0)
+    assert "--max-epochs 0" in _error(capsys, folder, tmp_path, "--max-epochs", 0)
     assert "exists; add --overwrite" in _error(capsys, folder, tmp_path, "--save-model", folder / "plain")
     assert "are both" in _error(capsys, folder, tmp_path, "--save-model", tmp_path / "out.h5ad")
     words = ["--max-epochs", 1, "--reference", folder / "reference.h5ad", "--labels-key", "type"]
@@ -93,8 +110,9 @@ def test_proteins_are_predicted_where_they_were_not_measured(folder, tmp_path, c
     capsys.readouterr()
     words = ["--reference", tmp_path / "reference.h5ad"]
     assert "what a CiteVAE cannot say" in _error(capsys, folder, tmp_path, *words, model=tmp_path / "cite")
-    with pytest.warns(UserWarning, match=r"3 of 3 proteins"):
+    with _shown_warnings():
         assert _run(folder, tmp_path, "--max-epochs", 2, model=tmp_path / "cite", query=query_file) == 0
+    assert "warning: 3 of 3 proteins" in capsys.readouterr().err
     assert ad.read_h5ad(tmp_path / "out.h5ad").obsm["scvae_protein"].shape == (60, 3)
 
 
@@ -104,4 +122,5 @@ def test_models_of_other_kinds_are_refused(folder, tmp_path, capsys):
     model = Autoencoder(adata)
     model.train(max_epochs=1, enable_progress_bar=False)
     model.save(tmp_path / "autoencoder")
-    assert "holds a Autoencoder" in _error(capsys, folder, tmp_path, model=tmp_path / "autoencoder")
+    message = _error(capsys, folder, tmp_path, model=tmp_path / "autoencoder")
+    assert "holds a model of the class Autoencoder, and cells can be mapped onto SCVAE" in message

@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from scvae_ext import Autoencoder
 from scvae_ext.cli import main
 from scvae_ext.datasets import synthetic_counts
 
@@ -26,11 +27,44 @@ def _error(capsys, *arguments):
     return captured.err
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "words"),
+    [
+        ("CiteVAE", {"n_proteins": 3}, ["--protein-key", "protein"]),
+        ("MultiomeVAE", {"n_peaks": 15}, ["--accessibility-key", "accessibility"]),
+        ("SemiSupervisedVAE", {}, ["--labels-key", "cell_type", "--predict-labels"]),
+    ],
+)
+def test_models_of_every_kind_that_fit_saves(name, more, words, tmp_path, monkeypatch):
+    counts, out = str(tmp_path / "counts.h5ad"), str(tmp_path / "report.html")
+    synthetic_counts(n_cells=120, n_genes=20, n_types=3, seed=1, **more).write_h5ad(counts)
+    fit = ["fit", counts, "--out", str(tmp_path / "out.h5ad"), "--save-model", str(tmp_path / "model"), *words]
+    assert main([*fit, "--max-epochs", "1"]) == 0
+    asked = []
+    module = importlib.import_module("scvae_ext.cli.report")
+    monkeypatch.setattr(module, "write_report", lambda *words, **_: asked.extend(words))
+    assert main(["report", str(tmp_path / "model"), counts, "--out", out]) == 0
+    assert type(asked[0]).__name__ == name
+    assert asked[0].adata.n_obs == 120
+
+
+def test_models_of_other_kinds_are_refused(saved, tmp_path, capsys):
+    adata = synthetic_counts(60, 20)
+    Autoencoder.setup_anndata(adata)
+    model = Autoencoder(adata)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    model.save(tmp_path / "autoencoder")
+    message = _error(capsys, tmp_path / "autoencoder", saved / "counts.h5ad", "--out", tmp_path / "report.html")
+    assert "of the class Autoencoder, and a report can be written of SCVAE" in message
+
+
 @pytest.mark.slow
 def test_report_of_a_model_that_fit_saved(saved, tmp_path, capsys):
     out = tmp_path / "report.html"
     assert main(["report", str(saved / "model"), str(saved / "counts.h5ad"), "--out", str(out)]) == 0
-    assert re.search(rf"wrote {re.escape(str(out))} after \d+ s", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert "1 of 6: Evidence\n2 of 6: Posterior collapse\n" in printed
+    assert re.search(rf"wrote {re.escape(str(out))} after \d+ s", printed)
     page = out.read_text()
     assert "200 cells, 30 genes" in page
     assert 'id="evidence"' in page

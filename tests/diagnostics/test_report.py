@@ -1,4 +1,5 @@
 import base64
+import importlib
 import io
 import re
 from html.parser import HTMLParser
@@ -6,7 +7,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from scvae_ext import SCVAE, diagnostics
+from scvae_ext import SCVAE, CiteVAE, diagnostics
+from scvae_ext.datasets import synthetic_counts
 
 
 class Page(HTMLParser):
@@ -74,6 +76,47 @@ def test_what_cannot_be_asked_is_listed_with_the_reason(trained, tmp_path):
     text = Page(path.read_text(encoding="utf-8")).text
     assert re.search(r"Zero inflation: Not asked of this model: .*nb", text)
     assert "Posterior collapse: " in text
+
+
+def test_each_section_is_told_as_it_is_begun(trained, tmp_path):
+    told = []
+    sections = ["posterior_collapse", "zero_inflation"]
+    model = trained(gene_likelihood="poisson")
+    diagnostics.report(model, tmp_path / "report.html", sections=sections, tell=told.append)
+    assert told == ["1 of 2: Posterior collapse", "2 of 2: Zero inflation"]
+
+
+def test_models_are_trained_on_cells_that_were_not_set_up(trained, counts, tmp_path, monkeypatch):
+    """As a loaded model takes them."""
+    model = trained()
+    model.save(tmp_path / "model")
+    bare = counts.copy()
+    del bare.uns["scvae_ext"]
+    asked = []
+
+    def compare(adata, **options):
+        asked.append(SCVAE(adata, **options["model_options"]).registry)
+        raise ValueError("enough")
+
+    module = importlib.import_module("scvae_ext.diagnostics.report")
+    monkeypatch.setattr(module, "compare_likelihoods", compare)
+    monkeypatch.setattr(module, "compare_autoencoder", compare)
+    sections = ["compare_likelihoods", "compare_autoencoder"]
+    diagnostics.report(SCVAE.load(tmp_path / "model", bare), tmp_path / "report.html", sections=sections)
+    assert asked == [model.registry, model.registry]
+
+
+def test_models_of_more_than_counts_are_asked_what_they_can_be(tmp_path):
+    adata = synthetic_counts(n_cells=120, n_genes=20, n_proteins=3)
+    CiteVAE.setup_anndata(adata, protein_expression_obsm_key="protein")
+    model = CiteVAE(adata)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    sections = ["posterior_collapse", "gradient_estimators", "compare_likelihoods", "compare_autoencoder"]
+    diagnostics.report(model, tmp_path / "report.html", sections=sections)
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "120 cells, 20 genes" in text
+    assert len(re.findall(r"Not asked of this model: \w+ asks about counts of genes alone", text)) == 6
+    assert "Posterior collapse: Not asked" not in text
 
 
 def test_mistakes(trained, counts, tmp_path):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from scvae_ext import pl
-from scvae_ext.analysis import CounterfactualEffect, Overlap
+from scvae_ext.analysis import Counterfactual, CounterfactualEffect, Overlap
 
 
 def _overlap(n_cells=8, n_out=2):
@@ -55,6 +55,32 @@ def test_intervals_that_hold_zero_have_hollow_dots():
 def test_groups_without_overlap_are_marked():
     (panel,) = pl.counterfactual_effect(_effect())
     assert [text.get_text() for text in panel.get_legend().get_texts()] == ["a (overlap 25 %)", "b"]
+
+
+def test_genes_can_be_named():
+    (panel,) = pl.counterfactual_effect(_effect(), ["gene_3", "gene_20", "gene_7"], n_genes=1)
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["gene_3", "gene_20", "gene_7"]
+    (dots, _) = (each for each in panel.collections if isinstance(each, mpl.collections.PathCollection))
+    np.testing.assert_allclose(dots.get_offsets()[:, 0], np.linspace(-1, 2, 60)[[3, 20, 7]])
+    for genes in (["gene_3", "CD3E"], []):
+        with pytest.raises(ValueError, match="not all in the result, which holds gene_"):
+            pl.counterfactual_effect(_effect(), genes)
+
+
+def test_overlap_of_a_whole_counterfactual():
+    values = np.ones((8, 1))
+    names = pd.Index(map(str, range(8))), pd.Index(["gene"])
+    result = Counterfactual({"condition": "stim"}, values, values, values, 0.9, (), _overlap(), *names)
+    (panel,) = pl.overlap(result)
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["seen (6)", "not seen (2)"]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_effect_has_two_overlaps():
+    with pytest.raises(TypeError, match="a CounterfactualEffect has one for each setting: pass its overlap_control or"):
+        pl.overlap(_effect())
+    with pytest.raises(TypeError, match=r"a dict is none: pass the result of counterfactual\(\)"):
+        pl.overlap({})
 
 
 def test_too_many_groups_and_no_genes():

@@ -23,20 +23,37 @@ def test_shares_of_bins_are_those_of_numpy(result):
     assert panels[0].get_lines()[-1].get_ydata()[0] == pytest.approx(0.05)
 
 
-def test_groups_have_lines_of_their_own(result):
-    panels = pl.novelty(result, np.where(np.arange(400) < 100, "new", "known"))
+def test_groups_have_cumulative_curves_and_small_ones_are_named(result):
+    groups = np.where(np.arange(400) < 100, "new", "known").astype(object)
+    groups[:3] = "rare"
+    panels = pl.novelty(result, groups)
     assert [text.get_text() for text in panels[1].get_legend().get_texts()] == [
         "known (300)",
-        "new (100)",
+        "new (97)",
         "uniform, for comparison",
+        "fewer than 20 cells,\nleft out: rare (3)",
     ]
-    np.testing.assert_allclose([patch.get_data().values.sum() for patch in panels[0].patches], 1)
+    known, new, uniform = panels[0].get_lines()
+    # At each of the values, the share of values that are not larger.
+    np.testing.assert_allclose(known.get_xdata()[1:], np.sort(result.elbo_p[100:]))
+    np.testing.assert_allclose(known.get_ydata(), np.linspace(0, 1, 301))
+    assert len(new.get_xdata()) == 98
+    np.testing.assert_allclose(uniform.get_xdata(), uniform.get_ydata())
+
+
+def test_the_legend_stands_beside_the_panels(result):
+    panels = pl.novelty(result, np.repeat(["a", "b"], 200))
+    panels[1].figure.canvas.draw()
+    assert panels[1].get_legend().get_window_extent().x0 >= panels[1].get_window_extent().x1
+    assert panels[1].get_legend().get_window_extent().x1 <= panels[1].figure.bbox.x1
 
 
 def test_groups_fit_the_cells(result):
     with pytest.raises(ValueError, match="groups has 3 entries, but there are 400 cells"):
         pl.novelty(result, ["a", "b", "c"])
-    with pytest.raises(ValueError, match="400 groups, of which at most 10"):
+    with pytest.raises(ValueError, match="16 groups, of which at most 10"):
+        pl.novelty(result, np.arange(400) % 16)
+    with pytest.raises(ValueError, match="no group of at least 20 cells"):
         pl.novelty(result, np.arange(400))
 
 

@@ -358,6 +358,12 @@ def test_an_unknown_option_is_refused_with_the_nearest(option, suggestion):
         check_trainer_options({option: 1}, ["learning_rate"])
 
 
+def test_suggestions_come_once_and_can_be_taken():
+    """Lightning has max_epochs as well as train() itself; it has min_epochs, which train() cannot take."""
+    with pytest.raises(TypeError, match=r"'epochs'\. Did you mean max_epochs\?$"):
+        check_trainer_options({"epochs": 10}, ["max_epochs", "max_steps"])
+
+
 def test_an_option_like_no_other_is_refused():
     with pytest.raises(TypeError, match="'zzzz'"):
         check_trainer_options({"zzzz": 1}, [])
