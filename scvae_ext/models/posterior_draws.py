@@ -62,7 +62,9 @@ def posterior_draws(
             for target in targets[1:]:
                 expression += _expression(module, module.decode_hidden(sample, minibatch, target), others)
             expression /= len(targets)
-        log_library = None if posterior.log_library is None else posterior.log_library.loc
+        library = posterior.log_library
+        # The logarithm of its posterior mean.
+        log_library = None if library is None else library.loc + 0.5 * library.scale.square()
         depth = module.depth(minibatch, log_library).unsqueeze(-1)
         counts, theta = minibatch.counts, _inverse_dispersion(module, hidden.mean(0), minibatch)
         if others is not None:
