@@ -35,9 +35,9 @@ def in_options(message: str, options: Namespace) -> str:
     names = {
         _ALSO.get(name, name): f"--{name.replace('_', '-')}" for name in vars(options) if name not in _WITHOUT_OPTION
     }
-    any_of = "|".join(map(re.escape, names))
+    any_of = "|".join(map(re.escape, names)) or "(?!)"
     # What could as well be a word of the sentence has to begin it, or to have a value.
-    unmistakable = "|".join(re.escape(name) for name in names if "_" in name)
+    unmistakable = "|".join(re.escape(name) for name in names if "_" in name) or "(?!)"
     value = r"'[^']*'|\.\.\.|[^\s,;:.()]+(?:\.\d+)?"
     message = re.sub(rf"^({any_of})(?=: )", lambda found: names[found[1]], message)
     message = re.sub(rf"{_BEFORE}({any_of})=({value})", lambda found: _with_value(names[found[1]], found[2]), message)

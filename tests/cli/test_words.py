@@ -49,6 +49,12 @@ def test_other_words_stay(message):
     assert in_options(message, OPTIONS) == message
 
 
+def test_commands_of_few_options():
+    message = "Cells of batch_key, seed=1."
+    assert in_options(message, Namespace(command="demo", seed=0)) == "Cells of batch_key, --seed 1."
+    assert in_options(message, Namespace(command="demo")) == message
+
+
 def test_warnings_are_lines_without_a_place(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
