@@ -50,10 +50,9 @@ def test_other_words_stay(message):
 
 
 def test_commands_of_few_options():
-    assert (
-        in_options("Cells of batch_key, seed=1.", Namespace(command="demo", seed=0)) == "Cells of batch_key, --seed 1."
-    )
-    assert in_options("Cells of batch_key, seed=1.", Namespace(command="demo")) == "Cells of batch_key, seed=1."
+    message = "Cells of batch_key, seed=1."
+    assert in_options(message, Namespace(command="demo", seed=0)) == "Cells of batch_key, --seed 1."
+    assert in_options(message, Namespace(command="demo")) == message
 
 
 def test_warnings_are_lines_without_a_place(capsys):
