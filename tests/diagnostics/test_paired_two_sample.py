@@ -18,6 +18,15 @@ def test_real_cells_are_not_told_from_real_ones():
     assert abs(areas.mean() - 0.5) < 3 * errors.mean() / np.sqrt(len(areas))
 
 
+@pytest.mark.slow
+def test_the_error_is_no_smaller_than_the_spread_where_nothing_differs():
+    rng = np.random.default_rng(3)
+    found = np.array([told_apart(*rng.normal(size=(2, 60, 4)), seed) for seed in range(12)])
+    z = (found[:, 0] - 0.5) / found[:, 1]
+    # A chi-squared variable with 11 degrees of freedom is below 19.7 in 95 of 100 cases.
+    assert np.square(z - z.mean()).sum() < 19.7
+
+
 def test_a_shift_is_found_as_far_as_it_can_be():
     rng = np.random.default_rng(1)
     real, made = rng.normal(size=(300, 2)), rng.normal(size=(300, 2))
