@@ -5,8 +5,8 @@ two groups, one has half or 85 % of its cells in the second batch, the other hal
 between them by 2.8 times, up or down. ``dropout`` sets half of the counts of the second batch to zero, and is fitted by
 ``zinb``, the rest by ``nb``. Models are trained by their defaults with the batch as covariate, and the groups compared
 with batch_correction=True, at delta=0.25 and a false discovery rate of 0.05. Figures are the slope of ``lfc_mean`` on
-the true log2 fold change over the genes that differ, the share of these whose 90 % interval holds it, and how many genes
-are flagged rightly and wrongly.
+the true log2 fold change over the genes that differ, the share of these whose 90 % interval holds it, and how many
+genes are flagged rightly and wrongly.
 
     pip install -c constraints.txt . && pip install -r benchmarks/requirements-peers.txt
     python benchmarks/batch_correction.py            # half an hour; goes on where it stopped
