@@ -36,7 +36,7 @@ def main():
     model.train(enable_progress_bar=False)
     print(model.calibrate_intervals())
     control = (adata.obs["condition"] == "ctrl").to_numpy()
-    genes = ["CD74", "CCL5", "FTL"]
+    genes = ["CD74", "NKG7", "FTL"]
     intervals = model.get_normalized_expression(indices=control, gene_list=genes, interval=0.9)
     print(intervals)
     sv.pl.expression_intervals(
