@@ -26,6 +26,17 @@ class CountDistribution(Distribution, ABC):
 
     support = constraints.nonnegative_integer
 
+    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
+        """Draw counts, as Poisson counts whose rates are drawn first.
+
+        Parameters
+        ----------
+        sample_shape
+            Dimensions put before those of the batch shape.
+        """
+        with torch.no_grad():
+            return torch.poisson(self.sample_rate(sample_shape))
+
     @abstractmethod
     def sample_rate(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
         """Draw the rates of the Poisson distributions that counts come from: all that varies besides these.

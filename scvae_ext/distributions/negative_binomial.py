@@ -185,17 +185,6 @@ class NegativeBinomial(CountDistribution):
         """
         return type(self)(self.mean.expand(batch_shape), self.inverse_dispersion, self._validate_args)
 
-    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
-        """Draw counts, as a Poisson whose rate is drawn from a gamma distribution.
-
-        Parameters
-        ----------
-        sample_shape
-            Dimensions put before those of the batch shape.
-        """
-        with torch.no_grad():
-            return torch.poisson(self.sample_rate(sample_shape))
-
     def sample_rate(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
         """Draw the rates of Poisson distributions, from gamma distributions.
 

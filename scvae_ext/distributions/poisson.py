@@ -95,17 +95,6 @@ class Poisson(CountDistribution):
         """
         return type(self)(self.rate.expand(batch_shape), validate_args=self._validate_args)
 
-    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
-        """Draw counts.
-
-        Parameters
-        ----------
-        sample_shape
-            Dimensions put before those of the batch shape.
-        """
-        with torch.no_grad():
-            return torch.poisson(self.sample_rate(sample_shape))
-
     def sample_rate(self, sample_shape: Shape = ()) -> Float[Tensor, "..."]:
         """Return the rates, which do not vary.
 

@@ -134,16 +134,14 @@ def compare_groups(
         return group_moments(draws, units.of_cell[positions], len(units.group), n_genes)
 
     own = batch = None
-    if units.batch is not None:
-        own = sums([])
+    if units.batch is None:
+        moments = sums(options.batches)
+    else:
+        moments = own = sums([])
         batch = np.where(np.isin(units.batch, options.batches), units.batch, -1)
-    # Cells have to be decoded in other batches only where groups share none.
-    is_enough = (
-        own is not None
-        and batch is not None
-        and all(in_shared_batches(own, comparison, batch)[1].all() for comparison in comparisons)
-    )
-    moments = own if is_enough and own is not None else sums(options.batches)
+        # Cells have to be decoded in other batches only where groups share none.
+        if not all(in_shared_batches(own, comparison, batch)[1].all() for comparison in comparisons):
+            moments = sums(options.batches)
     pairs = _pair_probabilities(draw, used, units, moments, options) if options.mode == "vanilla" else None
     tables = {}
     for comparison in comparisons:
