@@ -10,9 +10,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Size, Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
-from scvae_ext.kernels import composed_log_prob
+from scvae_ext.kernels import composed_log_prob, dense_product, transposed_dense_product
 from scvae_ext.minibatch import SparseCounts
 
 __all__ = ["SMALLEST_MEAN", "Composition", "LinearLogits"]
@@ -194,7 +193,10 @@ class _LogProbSum(torch.autograd.Function):
 
 
 def _logits(given: tuple[Tensor, ...]) -> Tensor:
-    return functional.linear(*given) if len(given) > 1 else given[0]
+    if len(given) == 1:
+        return given[0]
+    hidden, weight, bias = given
+    return dense_product(hidden.reshape(-1, hidden.shape[-1]), weight, bias).view(*hidden.shape[:-1], -1)
 
 
 def _rows(logits: Tensor) -> NDArray[np.float32]:
@@ -208,7 +210,7 @@ def _through_linear(
     """Return derivatives by activations, weight and bias."""
     column = of_row.unsqueeze(-1)
     return [
-        ((by_logits @ weight) * column).view(hidden.shape) if wanted[0] else None,
-        by_logits.T @ (hidden.reshape(-1, hidden.shape[-1]) * column) if wanted[1] else None,
+        (dense_product(by_logits, weight.T) * column).view(hidden.shape) if wanted[0] else None,
+        transposed_dense_product(by_logits, hidden.reshape(-1, hidden.shape[-1]) * column) if wanted[1] else None,
         of_row @ by_logits if wanted[2] else None,
     ]

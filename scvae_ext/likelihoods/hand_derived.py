@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scvae_ext.distributions import SMALLEST_MEAN
-from scvae_ext.kernels import composed_log_prob
+from scvae_ext.kernels import composed_log_prob, dense_product, transposed_dense_product
 from scvae_ext.likelihoods.base import Likelihood
 from scvae_ext.likelihoods.negative_binomial import NegativeBinomialLikelihood
 from scvae_ext.likelihoods.zero_inflated import ZeroInflatedNegativeBinomialLikelihood
@@ -71,7 +71,7 @@ class LikelihoodPass:
         """
         self._hidden = hidden
         self._theta = theta = self._dispersion.of_genes()
-        logits = [torch.addmm(bias, hidden, weight.T).numpy() for bias, weight in self._values]
+        logits = [dense_product(hidden, weight, bias).numpy() for bias, weight in self._values]
         log_prob, by_logits, _, _, by_zeros, sums = composed_log_prob(
             logits[0],
             depth.numpy(),
@@ -97,13 +97,11 @@ class LikelihoodPass:
         of_log_prior
             Derivative by the log density of the prior on the parameters.
         """
-        by_hidden = torch.empty_like(self._hidden)
+        hidden, by_hidden = self._hidden * of_log_prob, torch.zeros_like(self._hidden)
         for position, (by_logits, (_, weight)) in enumerate(zip(self._by_logits, self._values, strict=True)):
-            # What is added to with a factor of zero is not read.
-            empty = torch.empty_like(weight)
-            self._weights[position].grad = empty.addmm_(by_logits.T, self._hidden, beta=0, alpha=of_log_prob)
+            self._weights[position].grad = transposed_dense_product(by_logits, hidden)
             self._biases[position].grad = self._by_biases[position] * of_log_prob
-            by_hidden.addmm_(by_logits, weight, beta=min(position, 1), alpha=of_log_prob)
+            by_hidden.add_(dense_product(by_logits, weight.T), alpha=of_log_prob)
         by_theta = self._minus_by_theta * -of_log_prob
         self._dispersion.log_value.grad = self._dispersion.gradient_of_genes(self._theta, by_theta, of_log_prior)
         return by_hidden

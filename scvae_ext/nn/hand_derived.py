@@ -7,7 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scvae_ext.kernels import gaussian_sample, gaussian_sample_backward, sparse_product, transposed_sparse_product
+from scvae_ext.kernels import (
+    dense_product,
+    gaussian_sample,
+    gaussian_sample_backward,
+    sparse_product,
+    transposed_dense_product,
+    transposed_sparse_product,
+)
 from scvae_ext.minibatch import SparseCounts
 from scvae_ext.nn.encoder import LOG_VARIANCE_LIMIT, Encoder
 from scvae_ext.nn.mlp import MLP, Layer
@@ -98,7 +105,7 @@ class _LayerPass:
         if isinstance(x, SparseCounts):
             product = torch.from_numpy(sparse_product(*x.by_cell, self._matrix.numpy()))
         else:
-            product = x @ self._matrix
+            product = dense_product(x, self._matrix.T)
         if self._of_columns is not None:
             product.addmm_(columns, self._of_columns.detach().T)
         return self._rows.forward(product)
@@ -113,11 +120,12 @@ class _LayerPass:
             by_weight = transposed_sparse_product(*x.by_cell, by_product.numpy(), x.n_genes)
             self._weight.grad = torch.from_numpy(by_weight)
         else:
-            self._weight.grad = x.T @ by_product if isinstance(self._linear, SparseLinear) else by_product.T @ x
+            is_turned = isinstance(self._linear, SparseLinear)
+            self._weight.grad = transposed_dense_product(*((x, by_product) if is_turned else (by_product, x)))
         return by_product
 
     def through_linear(self, by_product: Tensor) -> Tensor:
-        return by_product @ self._matrix.T
+        return dense_product(by_product, self._matrix)
 
 
 class PosteriorPass:

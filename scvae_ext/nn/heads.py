@@ -9,7 +9,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from scvae_ext.distributions import SMALLEST_MEAN, Composition
-from scvae_ext.kernels import write_compositions
+from scvae_ext.kernels import dense_product, write_compositions
 from scvae_ext.nn.precision import full_precision, linear_logits
 from scvae_ext.types import CellValues, GeneValues
 
@@ -156,13 +156,12 @@ class ExpressionHead(MeanHead):
         plain = hidden.dtype == torch.float32 and not torch.is_autocast_enabled(hidden.device.type)
         if self.compositional and result.device.type == "cpu" and plain:
             genes = None if columns is None else columns.numpy()
-            weight, bias = self.linear.weight.detach().T, self.linear.bias.detach()
+            weight, bias = self.linear.weight.detach(), self.linear.bias.detach()
             rows = max(1, LOGITS_AT_ONCE // len(bias))
-            logits = torch.empty(min(rows, len(hidden)), len(bias))
             parts = (part.split(rows) for part in (hidden.detach(), scale, result))
             for some, scales, results in zip(*parts, strict=True):
-                torch.addmm(bias, some, weight, out=logits[: len(some)])
-                write_compositions(logits[: len(some)].numpy(), scales.numpy(), genes, results.numpy(), add=add)
+                logits = dense_product(some, weight, bias).numpy()
+                write_compositions(logits, scales.numpy(), genes, results.numpy(), add=add)
         else:
             super()._write(hidden, scale, columns, result, add)
 
