@@ -21,6 +21,8 @@ __all__ = ["BATCH_SIZE", "MAX_ENTRIES", "Cells", "evaluating", "shared_noise", "
 # Entries of (samples, cells, genes) held at once: 128 MB in single precision.
 MAX_ENTRIES = 2**25
 BATCH_SIZE = 512
+# Where what is computed of a cell does not go by the size of its minibatch, a fifth faster for expression.
+MANY = 2048
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,20 @@ class Cells:
 
     def __iter__(self) -> Iterator[tuple[slice, Minibatch]]:
         """Iterate over rows of the result and their minibatch."""
-        size = self.batch_size or max(1, min(BATCH_SIZE, MAX_ENTRIES // max(self.source.n_features, 1)))
-        start = 0
+        start, size = 0, self.batch_size or self._fitting(BATCH_SIZE)
         for minibatch in self.source.minibatches(self.positions, size):
             yield slice(start, start + minibatch.n_cells), minibatch.to(self.device)
             start += minibatch.n_cells
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def many_at_once(self) -> Self:
+        """Return the same cells in larger minibatches, unless the user asked for a size."""
+        return replace(self, batch_size=self.batch_size or self._fitting(MANY))
+
+    def _fitting(self, n_cells: int) -> int:
+        return max(1, min(n_cells, MAX_ENTRIES // max(self.source.n_features, 1)))
 
     def limited(self, n_entries: int) -> Self:
         """Return the same cells in minibatches small enough that all of their values fit into memory.

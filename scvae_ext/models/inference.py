@@ -43,9 +43,9 @@ def latent_mean(module: VAE, cells: Cells, n_samples: int, seed: int) -> Float[n
     """
     latent = np.empty((len(cells), module.n_latent), dtype=np.float32)
     noise = shared_noise(n_samples, module.encoder.mean.out_features, seed, cells.device)
-    for rows, minibatch in cells:
+    is_gaussian = module.latent_distribution == "normal"
+    for rows, minibatch in cells.many_at_once() if is_gaussian else cells:
         qz = module.encode(minibatch).qz
-        is_gaussian = module.latent_distribution == "normal"
         mean = module.to_latent(qz.loc) if is_gaussian else module.to_latent(_at(qz, noise)).mean(0)
         latent[rows] = mean.cpu().numpy()
     return latent
@@ -157,7 +157,7 @@ def normalized_expression(
     generator = torch.Generator(cells.device).manual_seed(seed)
     columns = None if genes is None else torch.from_numpy(genes).to(cells.device)
     on_host = cells.device.type == "cpu"
-    for rows, minibatch in cells:
+    for rows, minibatch in cells.many_at_once() if average else cells:
         posterior = module.encode(minibatch)
         targets = target_batches(minibatch, batches)
         scale = (

@@ -16,6 +16,16 @@ def test_cells_are_read_in_the_order_asked_for(cells, adata, batch_size):
     np.testing.assert_array_equal(found, adata.X[order].toarray())
 
 
+@pytest.mark.parametrize(("batch_size", "limit", "expected"), [(None, 10**9, 50), (None, 30 * 8, 8), (7, 10**9, 7)])
+def test_many_cells_at_once_are_those_that_fit_and_no_more_than_asked_for(
+    cells, monkeypatch, batch_size, limit, expected
+):
+    monkeypatch.setattr("scvae_ext.models.cells.BATCH_SIZE", 5)
+    monkeypatch.setattr("scvae_ext.models.cells.MAX_ENTRIES", limit)
+    sizes = [minibatch.n_cells for _, minibatch in cells(np.arange(50), batch_size).many_at_once()]
+    assert (sizes[0], sum(sizes)) == (expected, 50)
+
+
 @pytest.mark.parametrize("n_samples", [1, 2, 7, 10])
 @pytest.mark.parametrize("limit", [1, 3 * 30 * 10, 10**9])
 def test_samples_are_split_to_fit_into_memory(cells, monkeypatch, n_samples, limit):
