@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import scvae_ext as sv
-from scvae_ext.analysis import CounterfactualEffect
+from scvae_ext.analysis import CounterfactualEffect, Overlap
 from scvae_ext.data import align, read_registry
 from scvae_ext.models.settings import read_setting
 from scvae_ext.models.state_shift import GroupedStates, state_shift
@@ -331,6 +331,29 @@ def test_an_effect_as_a_table_and_in_words(randomised):
     n_sure = int(first["excludes_zero"].sum())
     assert f"type_0: the 90 % interval leaves out zero for {n_sure} genes" in str(found)
     assert str(found).startswith("Effect of batch = batch_1 against batch = batch_0 on 100 genes.")
+
+
+def test_a_state_has_to_be_seen_under_both_settings():
+    near, far = np.ones(5), np.array([1.0, 1.0, 0.0, 1.0, 0.0])
+    found = CounterfactualEffect(
+        control={"batch": "a"},
+        treated={"batch": "b"},
+        mean_control=np.ones((2, 1)),
+        mean_treated=np.full((2, 1), 2.0),
+        lfc=np.ones((2, 1)),
+        half_width=np.full((2, 1), 0.5),
+        level=0.9,
+        groups=pd.Index(["y", "x"]),
+        n_cells=np.array([2, 3]),
+        overlap_control=Overlap(near, far, None),
+        overlap_treated=Overlap(np.array([0.0, 1.0, 1.0, 1.0, 1.0]), near, None),
+        group_of_cell=np.array(["x", "x", "x", "y", "y"]),
+        var_names=pd.Index(["gene"]),
+    )
+    assert found.is_supported.tolist() == [False, True, False, True, False]
+    np.testing.assert_allclose(found.supported_share, [1 / 2, 1 / 3])
+    np.testing.assert_allclose(found.to_frame().loc["x", "supported_share"], 1 / 3)
+    assert "y: the 90 % interval leaves out zero for 1 genes; 50 % of 2 cells" in str(found)
 
 
 def test_errors_are_those_of_the_same_cells_wherever_they_are(with_covariates):
