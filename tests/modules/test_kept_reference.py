@@ -135,7 +135,9 @@ def test_the_prior_on_shifts_is_gaussian():
     vae = extended()
     with torch.no_grad():
         vae.mean_head.linear.weight[:, N_HIDDEN:] = torch.randn(N_GENES, 2)
+        vae.likelihood.dispersion.log_value.normal_()
     view = KeptReference(vae, vae, NEW, N_KNOWN)
+    assert vae.log_prior() < -1
     shifts = vae.mean_head.linear.weight[:, N_HIDDEN:]
     prior = Normal(0.0, 0.5)
     at_zero = prior.log_prob(torch.zeros(())) * shifts.numel()
@@ -153,6 +155,17 @@ def test_the_prior_on_columns_of_layers_lies_at_the_mean_of_known_batches():
             layer.covariates.weight[5, 3] += 0.3
             layer.covariates.weight[5, 2] += 9.0  # another batch
     torch.testing.assert_close(view.log_prior(), vae.log_prior() - 2 * 0.5 * (0.3 / 0.2) ** 2)
+
+
+def test_what_was_learned_of_other_new_batches_does_not_move_the_prior_on_columns():
+    vae = extended()
+    layers = vae.encoder.mlp.layers[0], vae.decoder.layers[0]
+    expected = vae.log_prior()
+    for layer in layers:
+        weight = layer.covariates.weight.detach()
+        weight[:, 2] += 1.0
+        expected = expected - 0.5 * ((weight[:, 3] - weight[:, :2].mean(1)) / 0.2).square().sum()
+    torch.testing.assert_close(KeptReference(vae, vae, [3], N_KNOWN).log_prior(), expected)
 
 
 def test_the_prior_on_columns_of_a_linear_decoder_lies_at_the_mean_of_known_batches():
