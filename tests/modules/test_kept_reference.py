@@ -340,3 +340,32 @@ def test_with_groups_shifts_start_at_what_most_cells_have():
     np.testing.assert_allclose(robust, factor.log(), atol=0.05)
     start(vae, [minibatch])
     assert vae.mean_head.linear.weight[4, -1] > 1.5
+
+
+@torch.no_grad()
+def test_with_groups_shifts_of_rare_genes_are_shrunk_as_their_prior_says():
+    """The weighted median of the groups' log ratios, by the share of expected counts in them and of the prior's four."""
+    torch.manual_seed(0)
+    vae = VAE(N_GENES, **SIZES, n_batches=4, n_shifted_batches=2).eval()
+    shares = torch.tensor([0.4, 0.2, 0.1, 0.1, 0.1, 0.06, 0.04])
+    vae.mean_head.linear.weight.zero_()
+    vae.mean_head.linear.bias.copy_(shares.log())
+    group = torch.arange(12) % 4 % 3  # twice as many cells of the first
+    depth = torch.linspace(5, 60, 12)
+    counts = torch.poisson(depth.unsqueeze(1) * shares, generator=torch.Generator().manual_seed(1))
+    minibatch = replace(
+        make_minibatch(12, N_GENES, n_batches=4),
+        counts=SparseCounts.from_dense(counts),
+        library_size=depth,
+        batch=torch.full((12,), 2),
+    )
+    start(vae, [minibatch], [group], 3)
+    members = torch.nn.functional.one_hot(group, 3).T.float()
+    observed, expected = (members @ counts).numpy(), (members @ (depth.unsqueeze(1) * shares)).numpy()
+    ratio = np.log((observed + 1) / (expected + 1))
+    for gene in range(N_GENES):
+        order = np.argsort(ratio[:, gene])
+        reached = np.cumsum(expected[order, gene]) >= expected[:, gene].sum() / 2
+        median, total = ratio[order[np.argmax(reached)], gene], expected[:, gene].sum()
+        found = float(vae.mean_head.linear.weight[gene, N_HIDDEN])
+        assert found == pytest.approx(median * total / (total + 1 / 0.5**2), abs=1e-5)
