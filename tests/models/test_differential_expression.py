@@ -362,3 +362,26 @@ def test_groups_of_a_single_sample_are_left_out_with_a_warning(model):
 def test_an_untrained_model_is_refused(counts):
     with pytest.raises(RuntimeError, match="not been trained"):
         SCVAE(counts, n_hidden=4, n_latent=2).differential_expression(groupby="type")
+
+
+def test_vanilla_columns_of_means_are_those_of_the_two_groups(model, result):
+    vanilla = model.differential_expression(groupby="type", mode="vanilla", n_samples_overall=50, key_added=None)
+    for group, table in vanilla.groupby("group1"):
+        other = result[result["group1"] == group].loc[table.index]
+        np.testing.assert_allclose(table[["scale1", "scale2"]], other[["scale1", "scale2"]])
+
+
+def test_vanilla_counts_every_cell_of_the_rest_alike(model):
+    """However small a group of the rest is: as when the same cells are picked by hand, and are one group."""
+    adata = model.adata.copy()
+    group = np.where(adata.obs["type"] == "a", np.where(np.arange(N_CELLS) % 2, "one", "large"), "small")
+    kept = (group != "small") | (np.arange(N_CELLS) % 12 == 1)
+    adata.obs["uneven"] = group
+    some = adata[kept].copy()
+    assert (some.obs["uneven"] == "small").sum() < (some.obs["uneven"] == "large").sum() / 1.9
+    options = {"mode": "vanilla", "n_samples_overall": 4000, "key_added": None}
+    by_name = model.differential_expression(some, groupby="uneven", group1="one", **options)["proba_m1"]
+    by_hand = model.differential_expression(some, idx1=np.flatnonzero(some.obs["uneven"] == "one"), **options)[
+        "proba_m1"
+    ].loc[by_name.index]
+    np.testing.assert_allclose(by_name, by_hand, atol=4 * np.sqrt(0.5 / 4000))
