@@ -333,6 +333,22 @@ def test_an_effect_as_a_table_and_in_words(randomised):
     assert str(found).startswith("Effect of batch = batch_1 against batch = batch_0 on 100 genes.")
 
 
+def test_means_are_over_cells_and_samples_however_many_fit_into_memory(with_covariates, monkeypatch):
+    model, options = with_covariates, {"indices": np.arange(30), "groupby": "cell_type", "n_samples": 4}
+    settings = {"control": {"site": "north"}, "treated": {"site": "south"}}
+    found = model.counterfactual_effect(**settings, **options)
+    group = model.adata.obs["cell_type"].astype(str).to_numpy()[:30]
+    for site, means in (("north", found.mean_control), ("south", found.mean_treated)):
+        of_cells = model.get_normalized_expression(
+            indices=np.arange(30), transform_batch=site, n_samples=4, return_numpy=True, key_added=None
+        )
+        expected = [of_cells[group == name].mean(0) for name in found.groups]
+        np.testing.assert_allclose(means, expected, rtol=1e-3)
+    monkeypatch.setattr("scvae_ext.models.cells.MAX_ENTRIES", 30 * 100)
+    in_parts = model.counterfactual_effect(**settings, **options)
+    np.testing.assert_allclose(in_parts.mean_treated, found.mean_treated, rtol=1e-3)
+
+
 def test_a_state_has_to_be_seen_under_both_settings():
     near, far = np.ones(5), np.array([1.0, 1.0, 0.0, 1.0, 0.0])
     found = CounterfactualEffect(

@@ -37,6 +37,26 @@ def test_many_cells_and_proteins_start_from_what_they_were_drawn_from():
     px = likelihood(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
     torch.testing.assert_close(px.first.mean, torch.full((1, n_proteins), 5.0), rtol=0.02, atol=0)
     torch.testing.assert_close(px.first_probability, torch.full((1, n_proteins), 0.7), rtol=0.02, atol=0)
+    # Groups are told apart by the logarithms of one count more.
+    ratio = (px.second.mean / px.first.mean).detach().log()
+    assert float((ratio - np.log(201 / 6)).abs().max()) < 0.15
+
+
+def test_where_a_protein_was_not_measured_it_starts_as_it_is_elsewhere():
+    torch.manual_seed(1)
+    batch = torch.arange(6000) % 3
+    proteins = torch.poisson(
+        torch.where(torch.rand(6000, 1) < 0.4, 300.0, torch.tensor([4.0, 16.0, 1.0])[batch].view(-1, 1))
+    )
+    measured = torch.tensor([[True], [True], [False]])
+    proteins[batch == 2] = 0
+    likelihood = ProteinLikelihood(4, 1, 3)
+    likelihood.initialise(proteins, batch, measured)
+    px = likelihood(torch.zeros(3, 4), torch.arange(3))
+    first = px.first.mean.detach()[:, 0]
+    torch.testing.assert_close(first[:2], torch.tensor([4.0, 16.0]), rtol=0.1, atol=0)
+    torch.testing.assert_close(first[2], (first[0] * first[1]).sqrt())
+    torch.testing.assert_close(px.first_probability[2, 0].detach(), torch.tensor(0.6), atol=0.03, rtol=0)
 
 
 def test_every_parameter_receives_a_gradient_and_foreground_is_more():

@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 
 from scvae_ext import SCVAE
+from scvae_ext.models.posterior_draws import posterior_draws
 
 N_CELLS, N_GENES, N_CHANGED = 360, 50, 8
 COLUMNS = [
@@ -385,3 +386,25 @@ def test_vanilla_counts_every_cell_of_the_rest_alike(model):
         "proba_m1"
     ].loc[by_name.index]
     np.testing.assert_allclose(by_name, by_hand, atol=4 * np.sqrt(0.5 / 4000))
+
+
+def test_groups_with_batches_in_common_are_compared_as_they_were_observed(model, monkeypatch):
+    """No cell is decoded in a batch that it is not of, which would be another estimate, and take time."""
+    asked = []
+
+    def remember(module, cells, batches, *arguments, **options):
+        asked.append(list(batches))
+        return posterior_draws(module, cells, batches, *arguments, **options)
+
+    monkeypatch.setattr("scvae_ext.models.mixins.comparison.posterior_draws", remember)
+    model.differential_expression(groupby="type", batch_correction=True, key_added=None)
+    assert asked == [[]]
+
+
+def test_in_a_batch_that_is_named_groups_are_compared_by_its_cells_alone(model):
+    options = {"groupby": "type", "group1": "a", "group2": "b", "key_added": None}
+    named = model.differential_expression(batch_correction=True, batchid1=["two"], **options)
+    of_two = model.adata[model.adata.obs["batch"] == "two"].copy()
+    alone = model.differential_expression(of_two, **options).loc[named.index]
+    for column in ("scale1", "scale2", "lfc_mean", "lfc_std"):
+        np.testing.assert_allclose(named[column], alone[column], rtol=1e-3, atol=1e-6)

@@ -344,7 +344,7 @@ def test_with_groups_shifts_start_at_what_most_cells_have():
 
 @torch.no_grad()
 def test_with_groups_shifts_of_rare_genes_are_shrunk_as_their_prior_says():
-    """The weighted median of the groups' log ratios, by the share of expected counts in them and of the prior's four."""
+    """The weighted median of the groups' log ratios, by the share of expected counts in these and the prior's four."""
     torch.manual_seed(0)
     vae = VAE(N_GENES, **SIZES, n_batches=4, n_shifted_batches=2).eval()
     shares = torch.tensor([0.4, 0.2, 0.1, 0.1, 0.1, 0.06, 0.04])
@@ -369,3 +369,17 @@ def test_with_groups_shifts_of_rare_genes_are_shrunk_as_their_prior_says():
         median, total = ratio[order[np.argmax(reached)], gene], expected[:, gene].sum()
         found = float(vae.mean_head.linear.weight[gene, N_HIDDEN])
         assert found == pytest.approx(median * total / (total + 1 / 0.5**2), abs=1e-5)
+
+
+@torch.no_grad()
+def test_backgrounds_of_proteins_start_from_the_reference_whatever_they_were():
+    started = []
+    for before in (0.0, 5.0):
+        vae = extended("proteins")
+        background = vae.proteins.likelihood.log_background
+        background[:N_KNOWN] = torch.tensor([[1.0, 2.0, 0.5], [2.0, 1.0, 0.5]])
+        background[N_KNOWN:] = before
+        start(vae, [cells()])
+        started.append(background.clone())
+    torch.testing.assert_close(*started)
+    assert (started[0][:N_KNOWN] == torch.tensor([[1.0, 2.0, 0.5], [2.0, 1.0, 0.5]])).all()
