@@ -408,3 +408,21 @@ def test_in_a_batch_that_is_named_groups_are_compared_by_its_cells_alone(model):
     alone = model.differential_expression(of_two, **options).loc[named.index]
     for column in ("scale1", "scale2", "lfc_mean", "lfc_std"):
         np.testing.assert_allclose(named[column], alone[column], rtol=1e-3, atol=1e-6)
+
+
+def test_vanilla_compares_draws_that_are_independent_between_cells(model, monkeypatch):
+    """Three cells, each drawn some twenty times, have sixty states, not three."""
+    drawn = []
+
+    def remember(*arguments, **options):
+        for chunk in posterior_draws(*arguments, **options):
+            drawn.append(chunk.expression[0])
+            yield chunk
+
+    monkeypatch.setattr("scvae_ext.models.mixins.comparison.posterior_draws", remember)
+    model.differential_expression(
+        idx1=[0, 1, 2], idx2=[3, 4, 5], mode="vanilla", n_samples_overall=60, batch_size=1000, key_added=None
+    )
+    of_pairs = drawn[-1]
+    assert len(of_pairs) == 120
+    assert len(of_pairs.unique(dim=0)) == 120
