@@ -61,6 +61,15 @@ def test_columns_agree_with_each_other(table):
     np.testing.assert_allclose(table["lfc_mean"][sure], np.log2(table["scale1"] / table["scale2"])[sure], atol=0.25)
 
 
+def test_a_gene_exactly_at_the_target_is_in_the_list(table):
+    counts, group = _counts(np.random.default_rng(0), 200, 80, 1.5)
+    moments = moments_of(counts, np.full(counts.shape, 1 / N_GENES), group, theta=2.0)
+    target = float(np.sort(table["expected_fdr"])[70])
+    found = change_table(moments, _units(2, [0]), delta=0.25, fdr_target=target)
+    np.testing.assert_array_equal(found[f"is_de_fdr_{target}"], table["expected_fdr"] <= target)
+    assert found[f"is_de_fdr_{target}"].sum() >= 71
+
+
 def test_random_halves_do_not_differ():
     for seed in range(5):
         counts, group = _counts(np.random.default_rng(seed), 100, 2, 0.0)
