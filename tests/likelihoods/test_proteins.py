@@ -3,6 +3,7 @@ import torch
 
 from scvae_ext.data import synthetic_counts
 from scvae_ext.likelihoods import ProteinLikelihood
+from scvae_ext.likelihoods.proteins import _two_groups
 
 
 def test_it_starts_from_background_and_foreground_of_the_data():
@@ -40,6 +41,18 @@ def test_many_cells_and_proteins_start_from_what_they_were_drawn_from():
     # Groups are told apart by the logarithms of one count more.
     ratio = (px.second.mean / px.first.mean).detach().log()
     assert float((ratio - np.log(201 / 6)).abs().max()) < 0.15
+
+
+def test_foreground_starts_as_far_above_as_the_upper_group_lies_also_where_that_is_near():
+    torch.manual_seed(2)
+    proteins = torch.poisson(torch.where(torch.rand(2000, 2) < 0.5, torch.tensor([30.0, 60.0]), 10.0))
+    seen = torch.ones(2000, 2, dtype=torch.bool)
+    likelihood = ProteinLikelihood(4, 2, 1)
+    likelihood.initialise(proteins, torch.zeros(2000, dtype=torch.int64), seen[:1])
+    px = likelihood(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
+    low, high, _ = _two_groups(proteins, seen)
+    assert float((high - low).max()) < 2
+    torch.testing.assert_close((px.second.mean / px.first.mean).detach().log()[0], high - low)
 
 
 def test_where_a_protein_was_not_measured_it_starts_as_it_is_elsewhere():
