@@ -158,11 +158,12 @@ class TrainingMixin(ModelCore):
         source = self._own_source()
         seed = self.seed if seed is None else whole_number("seed", seed, least=0)
         batch_size = whole_number("batch_size", batch_size)
-        # Training that goes on keeps its split, lest cells that were held out are trained on.
+        # Training that goes on keeps its split, lest cells that were held out are trained on; so does a refit, which is
+        # given that of its model.
         split: _Split
         if datamodule is not None:
             split = _split_of(datamodule, source)
-        elif not self.is_trained or self.train_indices is None or self.validation_indices is None:
+        elif self.train_indices is None or self.validation_indices is None:
             split = split_indices(source.n_cells, train_size, validation_size, shuffle_set_split, seed)
         else:
             split = (self.train_indices, self.validation_indices, self.test_indices)

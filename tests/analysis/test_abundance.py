@@ -37,6 +37,15 @@ def test_a_cell_of_the_population_in_each_sample_bounds_the_ratio():
     assert found.standard_error[0] == pytest.approx(0)
 
 
+def test_samples_may_differ_in_size():
+    """Every sample gets one cell of the population, which says the more the smaller the sample."""
+    density, sizes = np.array([0.4, 0.2, 0.1, 0.3]), np.array([3, 40, 7, 200])
+    found = abundance_ratio(np.log(density[None]), sizes[None], ONE, TWO)
+    population = (sizes * density).sum() / sizes.sum()
+    relative = (sizes * density + population) / ((sizes + 1) * population)
+    np.testing.assert_allclose(found.log_ratio, np.log(relative[:2].mean() / relative[2:].mean()))
+
+
 def test_one_sample_has_no_spread():
     found = abundance_ratio(np.zeros((3, 4)), np.full((3, 4), 5), ONE, np.array([False, False, False, True]))
     assert np.isnan(found.standard_error).all()

@@ -72,6 +72,33 @@ def test_overdispersed_counts_count_less():
     assert np.median(effective_exposure(pooled(unknown)) / unknown.exposure) < 0.5
 
 
+def test_overdispersion_is_averaged_over_cells_that_show_it():
+    """Each gene's ratio of variances weighs by the cells that express it, the common one and Poisson by ten cells."""
+    rng = np.random.default_rng(5)
+    group = (np.arange(60) >= 40).astype(int)
+    counts = rng.poisson(rng.gamma(1.0, [[0.02, 0.3, 2.0, 20.0]], (60, 4))) + np.array([0, 0, 0, 1])
+    counts[[0, 59, 59], [0, 0, 1]] = 1
+    moments = moments_of(counts, np.full((60, 4), 0.25), group)
+    ratio = moments.variance * moments.exposure / moments.mean
+    n_expressing = np.stack([(counts[group == each] > 0).sum(0) for each in (0, 1)])
+    cells = np.minimum(n_expressing, np.array([[39], [19]]))
+    common = ((ratio * cells).sum(0) + 10) / (cells.sum(0) + 10)
+    expected = (ratio * cells + 10 * common) / (cells + 10)
+    assert (cells < [[39], [19]]).any()
+    np.testing.assert_allclose(moments.exposure / effective_exposure(pooled(moments)), expected, rtol=1e-6)
+
+
+def test_freedom_is_that_of_welch_and_satterthwaite():
+    """Each variance has the freedom of the group's cells and of those that the prior stands for."""
+    rng = np.random.default_rng(6)
+    group = (np.arange(60) >= 45).astype(int)
+    moments = moments_of(rng.poisson(3.0, (60, 5)), np.full((60, 5), 0.2), group)
+    variance = 1 / effective_exposure(pooled(moments))
+    of_group = np.array([[44 + 10], [14 + 10]])
+    expected = variance.sum(0) ** 2 / (variance**2 / of_group).sum(0)
+    np.testing.assert_allclose(CountContrast.of(pooled(moments)).freedom, expected)
+
+
 def test_evidence_against_no_difference_is_as_rare_as_it_says():
     rng = np.random.default_rng(2)
     counts, expression = _poisson(rng, overdispersion=1.0, n_cells=120, n_genes=2000)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import scvae_ext as sv
-from scvae_ext.analysis import CounterfactualEffect
+from scvae_ext.analysis import CounterfactualEffect, Overlap
 from scvae_ext.data import align, read_registry
 from scvae_ext.models.settings import read_setting
 from scvae_ext.models.state_shift import GroupedStates, state_shift
@@ -331,6 +331,45 @@ def test_an_effect_as_a_table_and_in_words(randomised):
     n_sure = int(first["excludes_zero"].sum())
     assert f"type_0: the 90 % interval leaves out zero for {n_sure} genes" in str(found)
     assert str(found).startswith("Effect of batch = batch_1 against batch = batch_0 on 100 genes.")
+
+
+def test_means_are_over_cells_and_samples_however_many_fit_into_memory(with_covariates, monkeypatch):
+    model, options = with_covariates, {"indices": np.arange(30), "groupby": "cell_type", "n_samples": 4}
+    settings = {"control": {"site": "north"}, "treated": {"site": "south"}}
+    found = model.counterfactual_effect(**settings, **options)
+    group = model.adata.obs["cell_type"].astype(str).to_numpy()[:30]
+    for site, means in (("north", found.mean_control), ("south", found.mean_treated)):
+        of_cells = model.get_normalized_expression(
+            indices=np.arange(30), transform_batch=site, n_samples=4, return_numpy=True, key_added=None
+        )
+        expected = [of_cells[group == name].mean(0) for name in found.groups]
+        np.testing.assert_allclose(means, expected, rtol=1e-3)
+    monkeypatch.setattr("scvae_ext.models.cells.MAX_ENTRIES", 30 * 100)
+    in_parts = model.counterfactual_effect(**settings, **options)
+    np.testing.assert_allclose(in_parts.mean_treated, found.mean_treated, rtol=1e-3)
+
+
+def test_a_state_has_to_be_seen_under_both_settings():
+    near, far = np.ones(5), np.array([1.0, 1.0, 0.0, 1.0, 0.0])
+    found = CounterfactualEffect(
+        control={"batch": "a"},
+        treated={"batch": "b"},
+        mean_control=np.ones((2, 1)),
+        mean_treated=np.full((2, 1), 2.0),
+        lfc=np.ones((2, 1)),
+        half_width=np.full((2, 1), 0.5),
+        level=0.9,
+        groups=pd.Index(["y", "x"]),
+        n_cells=np.array([2, 3]),
+        overlap_control=Overlap(near, far, None),
+        overlap_treated=Overlap(np.array([0.0, 1.0, 1.0, 1.0, 1.0]), near, None),
+        group_of_cell=np.array(["x", "x", "x", "y", "y"]),
+        var_names=pd.Index(["gene"]),
+    )
+    assert found.is_supported.tolist() == [False, True, False, True, False]
+    np.testing.assert_allclose(found.supported_share, [1 / 2, 1 / 3])
+    np.testing.assert_allclose(found.to_frame().loc["x", "supported_share"], 1 / 3)
+    assert "y: the 90 % interval leaves out zero for 1 genes; 50 % of 2 cells" in str(found)
 
 
 def test_errors_are_those_of_the_same_cells_wherever_they_are(with_covariates):

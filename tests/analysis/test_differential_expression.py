@@ -1,10 +1,21 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from posterior_draws import moments_of
+import torch
+from posterior_draws import draws_of, moments_of
 from scipy import stats
 
-from scvae_ext.analysis import Comparison, change_table, count_table
+from scvae_ext.analysis import (
+    Comparison,
+    CountContrast,
+    change_table,
+    count_table,
+    fold_change_posterior,
+    group_moments,
+)
 from scvae_ext.analysis.differential_expression import bayes_factor
+from scvae_ext.analysis.estimates import pooled
 
 N_GENES = 400
 
@@ -50,6 +61,15 @@ def test_columns_agree_with_each_other(table):
     np.testing.assert_allclose(table["lfc_mean"][sure], np.log2(table["scale1"] / table["scale2"])[sure], atol=0.25)
 
 
+def test_a_gene_exactly_at_the_target_is_in_the_list(table):
+    counts, group = _counts(np.random.default_rng(0), 200, 80, 1.5)
+    moments = moments_of(counts, np.full(counts.shape, 1 / N_GENES), group, theta=2.0)
+    target = float(np.sort(table["expected_fdr"])[70])
+    found = change_table(moments, _units(2, [0]), delta=0.25, fdr_target=target)
+    np.testing.assert_array_equal(found[f"is_de_fdr_{target}"], table["expected_fdr"] <= target)
+    assert found[f"is_de_fdr_{target}"].sum() >= 71
+
+
 def test_random_halves_do_not_differ():
     for seed in range(5):
         counts, group = _counts(np.random.default_rng(seed), 100, 2, 0.0)
@@ -67,6 +87,51 @@ def test_a_larger_delta_flags_fewer_genes():
     assert (probabilities[0] >= probabilities[1] - 1e-9).all()
     assert (probabilities[1] >= probabilities[2] - 1e-9).all()
     assert probabilities[2][:80].mean() < 0.2
+
+
+@pytest.mark.parametrize(("change", "is_least"), [(3.0, False), (0.0, True)])
+def test_a_delta_of_ones_own_is_a_share_of_the_typical_change_but_not_below_a_tenth(change, is_least):
+    counts, group = _counts(np.random.default_rng(6), 200, 80, change)
+    moments = moments_of(counts, np.full(counts.shape, 1 / N_GENES), group, theta=2.0)
+    typical = fold_change_posterior(CountContrast.of(pooled(moments))).typical_change
+    assert (0.6 * typical < 0.1) == is_least
+    delta = change_table(moments, _units(2, [0]), delta=None, fdr_target=0.05)["delta"]
+    np.testing.assert_allclose(delta, 0.1 if is_least else 0.6 * typical)
+
+
+@pytest.mark.parametrize("test_mode", ["two", "three"])
+def test_genes_that_are_not_measured_leave_the_others_as_they_are(test_mode):
+    """Three genes of sixty were measured in one group alone; what is asked for holds for the others all the same."""
+    rng = np.random.default_rng(8)
+    group, batch = np.arange(240) % 2, np.arange(240) // 2 % 3 // 2
+    units, of_cell = np.unique(np.stack([group, batch], 1), axis=0, return_inverse=True)
+    counts = rng.poisson(rng.gamma(2.0, 1.5, (240, 60)))
+    measured = np.ones(counts.shape, dtype=bool)
+    measured[np.ix_(group == 0, [0, 30, 59])] = False
+    fitted = rng.dirichlet(np.full(60, 50.0)) * np.where(batch[:, None] == 1, 1.5, 1.0)
+    elsewhere = rng.dirichlet(np.full(60, 50.0)) * np.ones((240, 1))
+
+    def sums(expression):
+        draws = draws_of(np.where(measured, counts, 0), expression, theta=2.0, fitted=fitted)
+        known = (replace(each, measured=torch.from_numpy(measured)) for each in draws)
+        return group_moments(known, of_cell.ravel(), len(units), 60)
+
+    moments, own = sums(elsewhere), sums(fitted)
+    comparison = Comparison("a", "b", units[:, 0] == 0, units[:, 0] == 1)
+    options = {"delta": 0.1, "fdr_target": 0.1, "batch": units[:, 1], "test_mode": test_mode, "levels": [0.8]}
+    found = change_table(moments, comparison, own=own, common_factor=True, **options)
+    others = measured.all(0)
+    alone = change_table(moments.of_genes(others), comparison, own=own.of_genes(others), common_factor=True, **options)
+    flag = "is_de_fdr_0.1"
+    np.testing.assert_array_equal(found.loc[others].drop(columns=flag), alone.drop(columns=flag))
+    np.testing.assert_array_equal(found[flag][others].astype(bool), alone[flag])
+    assert found.loc[~others].drop(columns=flag).isna().all(axis=None)
+    assert not found[flag][~others].any()
+    # The batches, the factor and the other mode each make a difference.
+    other_mode = {"two": "three", "three": "two"}[test_mode]
+    for change in ({"batch": None}, {"common_factor": False}, {"test_mode": other_mode}):
+        other = change_table(moments, comparison, own=own, **{"common_factor": True, **options, **change})
+        assert not np.allclose(other.loc[others, "proba_de"], alone["proba_de"])
 
 
 def test_both_directions_together_are_no_less_probable():

@@ -100,6 +100,19 @@ def test_batches_weigh_by_the_cells_of_both_groups():
     assert within.n_measured.tolist() == [[39.0] * 4, [59.0] * 4]
 
 
+def test_a_batch_with_a_single_cell_of_a_group_is_left_out():
+    """Of one cell no spread is known."""
+    rng = np.random.default_rng(8)
+    unit = np.repeat([0, 1, 2, 3, 4, 5], [30, 10, 1, 20, 40, 25])
+    moments = moments_of(rng.poisson(5.0, (126, 4)), np.full((126, 4), 0.25), unit)
+    rows = np.eye(6)
+    within, shared = within_batches(moments.merge(rows[:3]), moments.merge(rows[3:]))
+    without, _ = within_batches(moments.merge(rows[:2]), moments.merge(rows[3:5]))
+    assert shared.all()
+    for name in FIELDS:
+        np.testing.assert_allclose(getattr(within, name), getattr(without, name))
+
+
 def test_genes_without_counts_keep_an_exposure():
     counts = np.random.default_rng(4).poisson(5.0, (40, 3))
     counts[:, 0] = 0

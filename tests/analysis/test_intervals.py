@@ -74,6 +74,13 @@ def test_a_posterior_that_is_right_is_left_alone():
     np.testing.assert_allclose(found.half_width(sd, 0.9), 1.6448536 * sd, rtol=0.1)
 
 
+def test_errors_to_one_side_count_in_full():
+    """An interval about an estimate that is too low by one has to reach that far, whatever errors scatter by."""
+    errors = 1 + 0.01 * np.random.default_rng(0).normal(size=(400, 40))
+    found = calibrate_intervals(errors, np.full(errors.shape, 0.2), np.ones(40))
+    np.testing.assert_allclose(found.half_width(np.full((1, 40), 0.2), 0.5), 1.0, rtol=0.01)
+
+
 def test_widths_follow_the_genes_asked_for():
     errors, mean_counts = _gaussian_errors(0)
     sd = np.full(errors.shape, 0.2)

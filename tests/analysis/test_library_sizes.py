@@ -25,6 +25,16 @@ def test_the_dependence_on_the_state_is_found(truth, mean):
     np.testing.assert_allclose(found.scale, [0.2, 0.5], rtol=0.06)
 
 
+def test_scores_are_of_cells_that_were_not_fitted_to():
+    """A parabola in twelve coordinates that say nothing fits fifty cells best, and predicts others worst."""
+    rng = np.random.default_rng(2)
+    latent = rng.normal(size=(50, 12)).astype(np.float32)
+    found = fit_library_sizes(np.exp(rng.normal(7, 0.3, 50)), latent, np.zeros(50, dtype=int), 1)
+    assert found.mean == "batch"
+    scores = [found.scores[mean, "normal"] for mean in ("batch", "linear", "quadratic")]
+    assert scores[0] > scores[1] + 0.05 > scores[2] + 0.1
+
+
 def test_scores_are_the_log_density_of_the_truth():
     size, latent, batch = _cells(4000, slope=0.3)
     found = fit_library_sizes(size, latent, batch, 2)

@@ -56,6 +56,14 @@ def test_expression_in_other_batches_takes_the_ratio_from_the_observed_one(cells
     np.testing.assert_allclose(moments.mean[0], _mean(counts, expression, THETA, reference), rtol=1e-5)
 
 
+def test_variance_of_a_mean_of_equal_cells_is_that_of_the_textbook():
+    """With the same depth and expression in all cells the mean is that of their counts over the depth."""
+    x = np.array([3, 8, 5, 2, 7])
+    moments = moments_of(np.stack([x, 50 - x], axis=1), np.full((5, 2), 0.2), np.zeros(5, int))
+    np.testing.assert_allclose(moments.mean[0, 0], x.mean() / 50)
+    np.testing.assert_allclose(moments.variance[0, 0], x.var(ddof=1) / 5 / 50**2, rtol=1e-5)
+
+
 def test_variance_agrees_with_the_jackknife(cells):
     counts, expression = cells
     moments = moments_of(counts, expression, np.zeros(30, int), THETA)

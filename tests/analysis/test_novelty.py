@@ -70,6 +70,12 @@ def test_few_replicates_are_no_less_exact(n_replicates, scatters):
     assert lowest.mean() > known.mean() - 0.05
 
 
+def test_a_cell_that_scores_as_all_its_replicates_do_is_not_improbable():
+    _, z, p = replicate_test(np.full(3, -5.0), np.zeros(3), np.full((12, 3), -5.0), np.zeros((12, 3)))
+    assert z.tolist() == [0.0] * 3
+    assert p.tolist() == [1.0] * 3
+
+
 def test_equal_totals_are_no_matter_of_a_slope():
     rng, n, n_replicates = np.random.default_rng(6), 20000, 12
     # The mean of equal logarithms is not always that logarithm.

@@ -33,6 +33,18 @@ def test_permutations_reject_as_often_as_they_should():
     assert stats.kstest(values, "uniform").pvalue > 0.01
 
 
+def test_few_cells_that_are_all_each_others_neighbours_tell_nothing():
+    """Whatever the labels, a cell with the setting has one such neighbour less: permutations are all as extreme."""
+    states = np.random.default_rng(0).normal(size=(30, 2))
+    found = setting_overlap(states, np.arange(30) % 3 == 0, states).dependence
+    assert (found.auc, found.null_auc, found.p_value) == (0.0, 0.0, 1.0)
+
+
+def test_states_that_are_all_the_same_were_seen():
+    states = np.zeros((120, 3))
+    assert setting_overlap(states, np.arange(120) % 2 == 0, states[:4]).is_supported.all()
+
+
 def test_the_area_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     score, positive = rng.integers(0, 6, 300) / 5, rng.random(300) < 0.3

@@ -1,9 +1,13 @@
 import numpy as np
 import pytest
 from posterior_draws import moments_of
-from scipy.special import polygamma
+from scipy import stats
+from scipy.optimize import brentq
+from scipy.special import digamma, polygamma
 
 from scvae_ext.analysis import Comparison, SampleContrast, change_table
+from scvae_ext.analysis.contrasts import effective_exposure
+from scvae_ext.analysis.estimates import pooled
 from scvae_ext.analysis.replicates import _inverse_trigamma, _moderation
 
 N_GENES, N_CELLS = 300, 40
@@ -71,6 +75,65 @@ def _contrast(moments, comparison, sample, paired):
     return SampleContrast.from_moments(rows(comparison.one), rows(comparison.two), paired=paired)
 
 
+def _samples_of_two_groups():
+    """Twice five samples of 8 to 60 cells, of genes that have from less than one to hundreds of counts in a sample."""
+    rng = np.random.default_rng(7)
+    share = np.exp(rng.normal(0, 2.0, N_GENES))
+    share /= share.sum()
+    unit = np.repeat(np.arange(10), [8, 15, 60, 20, 30, 40, 10, 25, 12, 50])
+    # Genes differ in how much they vary between samples.
+    sd = 0.5 * np.sqrt(rng.chisquare(4, N_GENES) / 4)
+    rate = 600 * share * 2.0 ** (sd * rng.standard_normal((10, N_GENES)))[unit]
+    counts = rng.poisson(rng.gamma(2.0, rate / 2.0))
+    return moments_of(counts, np.broadcast_to(share, counts.shape).copy(), unit, theta=2.0)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_difference_error_and_freedom_follow_the_formula(paired):
+    """Logarithms with half a count more, weighted by their variances, with a spread that is moderated as in limma."""
+    moments = _samples_of_two_groups()
+    found = SampleContrast.from_moments(moments.merge(np.eye(10)[:5]), moments.merge(np.eye(10)[5:]), paired=paired)
+
+    exposure = effective_exposure(pooled(moments))
+    shifted = moments.mean + 0.5 / np.minimum(exposure[:5].mean(0), exposure[5:].mean(0))
+    y, v = np.log2(shifted), 1 / (shifted * exposure * np.log(2) ** 2)
+    groups = [(y[:5] - y[5:], v[:5] + v[5:])] if paired else [(y[:5], v[:5]), (y[5:], v[5:])]
+    freedom = 4 if paired else 8
+    enough = (moments.mean * exposure).mean(0) >= 5
+    assert 20 < enough.sum() < N_GENES - 20
+
+    def spread(between):
+        total = np.zeros(N_GENES)
+        for values, counting in groups:
+            weights = 1 / (counting + between)
+            total += (weights * (values - np.average(values, axis=0, weights=weights)) ** 2).sum(0)
+        return total / freedom
+
+    median = stats.chi2(freedom).median() / freedom
+    between = brentq(lambda each: np.median(spread(each)[enough]) - median, 1e-6, 25)
+    relative = spread(between)
+    log = np.log(relative[enough])
+    extra = log.var(ddof=1) - polygamma(1, freedom / 2)
+    prior_freedom = 2 * brentq(lambda each: polygamma(1, each) - extra, 1e-3, 49)
+    offset = digamma(prior_freedom / 2) - np.log(prior_freedom / 2) - digamma(freedom / 2) + np.log(freedom / 2)
+    prior = max(np.exp(log.mean() + offset), 1)
+    moderated = (prior_freedom * prior + freedom * relative) / (prior_freedom + freedom)
+    weights = [np.minimum(1 / (c + between), 2 * np.median(1 / (c + between), axis=0)) for _, c in groups]
+    means = [np.average(values, axis=0, weights=h) for (values, _), h in zip(groups, weights, strict=True)]
+
+    np.testing.assert_allclose(found.difference, means[0] if paired else means[0] - means[1], atol=1e-6)
+    np.testing.assert_allclose(found.error, np.sqrt(moderated * sum(1 / h.sum(0) for h in weights)), rtol=1e-5)
+    assert found.freedom == pytest.approx(freedom + prior_freedom, rel=1e-5)
+
+
+def test_likelihood_is_that_of_students_distribution():
+    contrast = SampleContrast(np.array([0.5, -1.0]), np.array([0.2, 1.5]), freedom=3.5)
+    nodes = np.linspace(-3, 3, 13) * np.ones((2, 1))
+    of_t = stats.t(3.5, contrast.difference[:, None], contrast.error[:, None])
+    expected = of_t.logpdf(nodes) - of_t.logpdf(contrast.difference[:, None])
+    np.testing.assert_allclose(contrast.log_likelihood(nodes), expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("per_group", [True, False])
 def test_finds_changes_that_all_samples_share(per_group):
     moments, comparison, sample = _simulate(np.random.default_rng(2), 6, 0.2, change=2.0, per_group=per_group)
@@ -123,6 +186,11 @@ def test_moderation_recovers_the_prior_of_simulated_variances():
     found_location, found_freedom = _moderation(spread, freedom)
     assert found_location == pytest.approx(location, rel=0.05)
     assert found_freedom == pytest.approx(prior_freedom, rel=0.2)
+
+
+def test_samples_that_differ_less_than_by_chance_are_taken_to_differ_by_chance():
+    spread = 0.3 * np.random.default_rng(5).chisquare(4, 2000) / 4
+    assert _moderation(spread, 4)[0] == 1.0
 
 
 @pytest.mark.parametrize("value", [0.02, 0.5, 3.0, 40.0])

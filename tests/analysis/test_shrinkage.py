@@ -5,7 +5,7 @@ import pytest
 from scipy import integrate, stats
 
 from scvae_ext.analysis import Contrast, CountContrast, expected_fdr, fold_change_posterior
-from scvae_ext.analysis.shrinkage import SCALES
+from scvae_ext.analysis.shrinkage import SCALES, FoldChangePosterior
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,16 @@ def test_prior_finds_the_share_of_genes_that_do_not_differ(posterior):
     assert posterior.prior[:2].sum() == pytest.approx(0.8, abs=0.06)
     spread = np.sqrt(posterior.prior[2:] @ np.square(SCALES[1:]) / posterior.prior[2:].sum())
     assert spread == pytest.approx(1.2, rel=0.15)
+
+
+def test_the_typical_change_is_the_mean_absolute_one_of_genes_that_differ():
+    shares = np.array([0.6, 0.0, 0.1, 0.0, 0.05, 0.25, 0.0])
+    nothing = np.zeros((1, 1))
+    found = FoldChangePosterior(nothing, nothing + 1, np.ones(1), shares)
+    means = [integrate.quad(lambda x, sd=sd: 2 * x * stats.norm.pdf(x, scale=sd), 0, 12 * sd)[0] for sd in SCALES]
+    assert found.typical_change == pytest.approx(np.average(means, weights=shares[1:]))
+    alone = FoldChangePosterior(nothing, nothing + 1, np.ones(1), np.eye(7)[0])
+    assert alone.typical_change == 0
 
 
 def test_moments_are_those_of_the_mixture_in_closed_form(genes, posterior):

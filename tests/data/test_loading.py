@@ -92,6 +92,13 @@ def test_counts_changed_in_place_are_noticed(source, adata):
         source.minibatch(np.array([3, 4]))
 
 
+def test_a_single_count_changed_in_place_is_noticed(source, adata):
+    adata.X.data[adata.X.indptr[3]] += 1
+    for read in (source.minibatch, source.read):
+        with pytest.raises(RuntimeError, match=r"adata\.X has changed since"):
+            read(np.array([3, 4]))
+
+
 def test_counts_replaced_by_the_user_do_not_matter(source, adata, counts):
     adata.X = adata.X.log1p()
     require_cells(source.minibatch(np.arange(60)), source, counts, np.arange(60))

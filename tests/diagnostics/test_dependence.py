@@ -103,3 +103,14 @@ def test_noise_alone_gives_no_loading():
         assert (loadings[:10, 0] != 0).all()
         wrong += bool(loadings[10:].any())
     assert stats.binomtest(wrong, 40, 0.05, "greater").pvalue > 0.01
+
+
+def test_loadings_of_a_block_of_equal_correlations_have_their_closed_form():
+    """Of k genes with the correlation r the first eigenvalue is 1 + (k - 1) r, of which one is each gene's own."""
+    k, r = 12, 0.4
+    correlation = np.eye(50)
+    correlation[:k, :k] += r * (1 - np.eye(k))
+    eigenvalues, loadings = modules_of(correlation, 10**6, 0.05)
+    assert eigenvalues[0] == pytest.approx(1 + (k - 1) * r)
+    np.testing.assert_allclose(loadings[:k, 0], np.sqrt((k - 1) * r / k))
+    assert (loadings[k:] == 0).all()

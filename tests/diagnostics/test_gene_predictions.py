@@ -7,7 +7,7 @@ import torch
 from anndata import AnnData
 
 from scvae_ext import SCVAE
-from scvae_ext.diagnostics._gene_predictions import leave_one_gene_out
+from scvae_ext.diagnostics._gene_predictions import _without_own_gene, leave_one_gene_out
 
 GENES = [0, 3, 7]
 
@@ -111,3 +111,24 @@ def test_other_latent_variables_are_integrated_over(options):
     found = _predict(model, indices=range(10), n_samples=20, n_optimisation_steps=10)
     np.testing.assert_allclose(np.exp(found.log_mean).sum(1), 18, rtol=0.6)
     assert (found.deviation > 0).all()
+
+
+def test_the_spread_over_equally_likely_samples_is_that_of_a_sample():
+    log_mean = torch.randn(7, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mean, deviation = _without_own_gene(log_mean, torch.full((7, 3, 2), -2.0, dtype=torch.float64))
+    torch.testing.assert_close(mean, log_mean.mean(0))
+    torch.testing.assert_close(deviation, log_mean.std(0, correction=1))
+
+
+@pytest.mark.parametrize(("dispersion", "column"), [("gene-batch", "batch"), ("gene-label", "type")])
+def test_cells_have_the_dispersion_of_their_batch_or_label(dispersion, column):
+    rng = np.random.default_rng(1)
+    adata = AnnData(sp.csr_matrix(rng.poisson(3.0, (40, 6)).astype(np.float32)))
+    adata.obs["batch"] = np.array(["x", "y"])[np.arange(40) % 2]
+    adata.obs["type"] = np.array(["a", "b", "c"])[np.arange(40) % 3]
+    SCVAE.setup_anndata(adata, batch_key="batch", labels_key="type")
+    model = SCVAE(adata, n_hidden=4, n_latent=1, dispersion=dispersion)
+    model.train(max_steps=2, enable_progress_bar=False)
+    found = _predict(model, indices=range(10), n_samples=4, n_optimisation_steps=1)
+    np.testing.assert_array_equal(found.category, np.unique(adata.obs[column], return_inverse=True)[1][:10])
+    assert found.log_theta.shape == (adata.obs[column].nunique(), 6)

@@ -7,6 +7,7 @@ import torch
 
 from scvae_ext import SCVAE, Autoencoder
 from scvae_ext.diagnostics import gradient_estimators
+from scvae_ext.diagnostics._gradient_moments import moments_of_gradient
 from scvae_ext.modules import SURROGATES
 
 X = np.random.default_rng(0).uniform(1, 3, (20, 3))
@@ -123,3 +124,21 @@ def test_mistakes_are_named(trained, counts):
         gradient_estimators(Autoencoder(counts))
     with pytest.raises(RuntimeError, match="has not been trained"):
         gradient_estimators(SCVAE(counts))
+
+
+def test_variances_are_those_of_a_sample(linear):
+    """Of ten estimates, one after the other from one source of randomness."""
+    minibatch = linear._own_source().minibatch(np.arange(8))
+    found = moments_of_gradient(linear.module, minibatch, "pathwise", 2, 10, seed=4)
+    generator, gradients = torch.Generator().manual_seed(4), []
+    for _ in range(10):
+        linear.module.zero_grad()
+        SURROGATES["pathwise"][1](linear.module, minibatch, 2, generator).mean().backward()
+        parts = [
+            (torch.zeros_like(value) if value.grad is None else value.grad).flatten()
+            for value in linear.module.parameters()
+        ]
+        gradients.append(torch.cat(parts).double())
+    each = torch.stack(gradients)
+    torch.testing.assert_close(found.mean, each.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.variance, each.var(0, correction=1), rtol=1e-4, atol=1e-8)

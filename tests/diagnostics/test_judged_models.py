@@ -1,10 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from known_model import KnownModel
 
 from scvae_ext import Autoencoder
-from scvae_ext.diagnostics._judged_models import Deterministic, Probabilistic, log_normalised_counts, shares
+from scvae_ext.diagnostics._judged_models import (
+    Deterministic,
+    Probabilistic,
+    both_halves,
+    log_normalised_counts,
+    shares,
+)
 
 KNOWN = KnownModel(np.linspace(1, 5, 12), theta=2.0)
 
@@ -56,3 +64,14 @@ def test_values_are_those_of_scanpy():
     np.testing.assert_allclose(log_normalised_counts(counts)[0], np.log1p([2500, 7500, 0]), rtol=1e-6)
     assert (log_normalised_counts(counts)[1] == 0).all()
     np.testing.assert_allclose(shares(counts), [[0.25, 0.75, 0], [1 / 3] * 3])
+
+
+def test_halves_of_a_cell_have_half_its_size_factor_and_all_its_counts(minibatch):
+    whole = replace(minibatch, size_factor=torch.linspace(0.5, 2, 400))
+    first, second = both_halves(whole, np.random.default_rng(0))
+    torch.testing.assert_close(first.counts.dense() + second.counts.dense(), whole.counts.dense())
+    for half in (first, second):
+        torch.testing.assert_close(half.size_factor, whole.size_factor / 2)
+        torch.testing.assert_close(half.library_size, half.counts.dense().sum(1))
+    share = first.library_size.sum() / whole.library_size.sum()
+    assert float(share) == pytest.approx(0.5, abs=3 / float(whole.library_size.sum()) ** 0.5)

@@ -125,3 +125,33 @@ def test_a_cell_with_a_single_molecule_is_left_out():
     found = predict_other_half(Flat(1.0), SCVAE(adata), np.arange(3), np.full(3, 1 / 3), 5, 0)
     assert found.is_predicted.tolist() == [False, True, True]
     assert len(found.deviance) == len(found.inside) == len(found.correlation) == 2
+
+
+def test_one_half_is_predicted_from_the_other_alone(model):
+    class Watched(Known):
+        def draw(self, minibatch):
+            seen.append(minibatch.counts.dense())
+            return super().draw(minibatch)
+
+        def counts(self, state, minibatch):
+            predicted.append(minibatch.counts.dense())
+            return super().counts(state, minibatch)
+
+    seen, predicted = [], []
+    predict_other_half(Watched(THETA), model, np.arange(20), np.full(8, 1 / 8), 3, 0)
+    whole = model._own_source().minibatch(np.arange(20)).counts.dense()
+    assert len(seen) == len(predicted) == 3
+    for first, second in zip(seen, predicted, strict=True):
+        assert torch.equal(first, seen[0])
+        assert not torch.equal(first, second)
+        torch.testing.assert_close(first + second, whole)
+
+
+def test_counts_that_all_draws_have_lie_anywhere_among_them(model):
+    class Sure(Known):
+        def counts(self, state, minibatch):
+            return minibatch.counts.dense()
+
+    found = predict_other_half(Sure(THETA), model, np.arange(N_CELLS), np.full(8, 1 / 8), 3, 0)
+    error = np.sqrt(LEVELS * (1 - LEVELS) / found.inside.shape[0] / 8)
+    assert (np.abs(found.inside.mean(0) - LEVELS) < 4 * error).all()

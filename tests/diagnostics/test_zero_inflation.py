@@ -240,6 +240,24 @@ def test_refits_are_those_of_the_model_however_its_cells_were_set_up_since(tmp_p
 
 
 @pytest.mark.filterwarnings("ignore:The effective sample size", "ignore:.* cells are few")
+def test_refits_are_trained_on_the_cells_that_the_model_was_trained_on(simulated):
+    """Whatever their seeds, or they would have seen the cells that are asked about."""
+    model = SCVAE(simulated.copy(), n_hidden=8, n_latent=2, seed=3)
+    model.train(max_steps=5, train_size=0.6, validation_size=0.2, seed=7, enable_progress_bar=False)
+    others = []
+
+    def ask(other):
+        others.append(other)
+        return np.zeros(model.registry.n_genes), np.zeros(model.registry.n_genes)
+
+    refit(model, None, model.validation_indices[:5], np.zeros(model.registry.n_genes), 2, {"max_steps": 5}, ask)
+    assert [other.seed for other in others] == [4, 5]
+    for other in others:
+        for name in ("train", "validation", "test"):
+            np.testing.assert_array_equal(getattr(other, f"{name}_indices"), getattr(model, f"{name}_indices"))
+
+
+@pytest.mark.filterwarnings("ignore:The effective sample size", "ignore:.* cells are few")
 def test_an_interrupt_ends_the_refits(simulated, monkeypatch):
     model = SCVAE(simulated, n_hidden=8, n_latent=2)
     model.train(max_steps=5, train_size=0.6, enable_progress_bar=False)

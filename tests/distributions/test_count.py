@@ -27,12 +27,14 @@ def test_abstract_base_cannot_be_built():
         CountDistribution()
 
 
-@pytest.mark.parametrize("name", [*BUILDERS, "mixture"])
+@pytest.mark.parametrize("name", [*BUILDERS, "few extra zeros", "mixture"])
 def test_poisson_counts_of_rates_that_are_drawn_follow_the_distribution(name):
     torch.manual_seed(0)
     n = 100_000
     if name == "mixture":
         distribution = Mixture(Poisson(torch.tensor([0.5])), BUILDERS["nb"]((1,)), torch.tensor([0.3]))
+    elif name == "few extra zeros":
+        distribution = ZeroInflated(BUILDERS["nb"]((1,)), torch.tensor([-1.5]))
     else:
         distribution = BUILDERS[name]((1,))
     rate = distribution.sample_rate((n,))

@@ -45,6 +45,17 @@ def test_values_moments_and_derivatives_are_those_of_double_precision(shape, n_k
         np.testing.assert_allclose(derivative, leaf.grad, rtol=1e-3, atol=2e-4 * scale)
 
 
+def test_as_many_levels_are_kept_as_it_is_said():
+    """All sixteen-bit integers once: the share of activations that are kept is exact."""
+    n_kept = 40000
+    random = np.arange(2**16, dtype=np.uint16).reshape(-1, 4)
+    x = np.random.default_rng(3).normal(size=random.shape).astype(f32)
+    running = np.zeros(4, f32), np.ones(4, f32)
+    weight, bias = np.zeros(4, f32), np.ones(4, f32)
+    output, *_ = normalised(x, weight, bias, running, f32(MOMENTUM), f32(EPS), random, n_kept)
+    assert np.count_nonzero(output) == n_kept
+
+
 def test_without_random_numbers_nothing_is_left_out():
     x, weight, bias, random = _inputs(6, 4)
     running = np.zeros(4, f32), np.ones(4, f32)

@@ -3,7 +3,7 @@ import torch
 from minibatches import make_minibatch
 from scipy import stats
 
-from scvae_ext.likelihoods import NegativeBinomialLikelihood, depth
+from scvae_ext.likelihoods import GeneStatistics, NegativeBinomialLikelihood, depth
 
 
 def test_log_likelihood_is_that_of_the_negative_binomial():
@@ -33,3 +33,13 @@ def test_size_factors_multiply_a_rate():
     hidden = torch.randn(12, 3)
     mean = likelihood(hidden, depth(minibatch), minibatch.batch, minibatch.label).mean
     torch.testing.assert_close(mean, minibatch.size_factor[:, None] * likelihood.expression(hidden))
+
+
+def test_dispersions_start_from_what_is_typical_of_counts():
+    """The geometric mean over counts: genes with few say little about their own."""
+    likelihood = NegativeBinomialLikelihood(3, 4, "gene", 1, 1, True)
+    expression = torch.tensor([0.7, 0.2, 0.09, 0.01])
+    theta = torch.tensor([2.0, 5.0, 0.3, 10.0])
+    likelihood.initialise(GeneStatistics(expression, theta, torch.zeros(4), torch.ones(4)))
+    typical = np.exp(np.average(np.log(theta.numpy()), weights=expression.numpy()))
+    np.testing.assert_allclose(likelihood.dispersion.log_value.detach().exp(), typical, rtol=1e-5)

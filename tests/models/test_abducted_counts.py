@@ -204,3 +204,37 @@ def test_cells_of_a_model_show_the_counts_of_the_other_batch(is_inflated):
         for gene in range(4):
             mean, theta, pi = (float(each[place, gene]) for each in (_ByBatch.mean, _ByBatch.theta, _ByBatch.pi))
             _assert_drawn_from(counts[~is_own, gene], mean, theta, pi if is_inflated else 0.0)
+
+
+@pytest.mark.parametrize("kind", ["nb", "latent library"])
+def test_states_and_library_sizes_are_drawn_from_the_posterior_and_states_are_shifted(load, kind, monkeypatch):
+    """Both decodings of a cell have one draw, but for the shift that was asked for."""
+    model = load(kind)
+    module, given = model.module, []
+    decode = module.decode
+
+    def remember(latent, minibatch, log_library=None, batch=None):
+        given.append((latent, log_library, minibatch.batch))
+        return decode(latent, minibatch, log_library, batch)
+
+    cells = Cells(align(model.adata, model.registry), np.arange(6), torch.device("cpu"))
+    shift = np.arange(18, dtype=np.float32).reshape(6, 3)
+    monkeypatch.setattr(module, "decode", remember)
+    with torch.no_grad():
+        minibatch = cells.source.minibatch(cells.positions)
+        posterior = module.encode(minibatch)
+        setting = read_setting("set", {"batch": "batch_1"}, model.registry)
+        abducted_counts(module, cells, setting, None, 600, 0, shift)
+    factual, other = given[::2], given[1::2]
+    for (latent, library, batch), (moved, same, there) in zip(factual, other, strict=True):
+        torch.testing.assert_close(moved - latent, torch.from_numpy(shift))
+        assert library is same
+        assert torch.equal(batch, minibatch.batch)
+        assert (there == 1).all()
+    draws = [(torch.stack([each[0] for each in factual]), posterior.qz)]
+    if kind == "latent library":
+        draws.append((torch.stack([each[1] for each in factual]), posterior.log_library))
+    for drawn, expected in draws:
+        z = (drawn.mean(0) - expected.loc) / expected.scale * 600**0.5
+        assert float(z.abs().max()) < 4.5
+        torch.testing.assert_close(drawn.std(0), expected.scale.expand_as(drawn[0]), rtol=0.15, atol=0)

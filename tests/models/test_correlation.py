@@ -9,6 +9,7 @@ from anndata import AnnData
 from scipy.stats import norm, spearmanr
 
 from scvae_ext import SCVAE
+from scvae_ext.models.correlation import _counts
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -152,3 +153,32 @@ def test_leaves_the_random_state_alone(model):
 def test_says_what_is_wrong(model, options, message):
     with pytest.raises(ValueError, match=message):
         model.get_feature_correlation_matrix(**options)
+
+
+def test_counts_in_another_batch_have_its_dispersion(adata):
+    model = SCVAE(adata, n_hidden=8, n_latent=2, dispersion="gene-batch")
+    with torch.no_grad():
+        model.module.likelihood.dispersion.log_value.copy_(torch.tensor([[7.0], [-2.0]]).expand(2, 30))
+    first = np.flatnonzero(adata.obs["batch"] == "batch_0")[:4]
+    minibatch = model._own_source().minibatch(first)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        hidden = model.module.decode_hidden(torch.zeros(2000, 4, 2), minibatch)
+        own = _counts(model.module, hidden, 3000.0, minibatch, None)
+        other = _counts(model.module, hidden, 3000.0, minibatch, torch.ones(4, dtype=torch.int64))
+    # Variance over mean is 1 + mean / theta.
+    for counts, theta in ((own, np.exp(7.0)), (other, np.exp(-2.0))):
+        mean = counts.mean((0, 1))
+        expected = 1 + mean / theta
+        assert float((counts.var((0, 1)) / mean / expected).log().abs().mean()) < 0.15
+
+
+def test_batches_that_are_named_count_as_often_as_they_are_named(model):
+    of = {
+        name: model.get_feature_correlation_matrix(n_samples=2, transform_batch=name, key_added=None)
+        for name in ("batch_0", "batch_1")
+    }
+    found = model.get_feature_correlation_matrix(
+        n_samples=2, transform_batch=["batch_0", "batch_1", "batch_0"], key_added=None
+    )
+    np.testing.assert_allclose(found, (2 * of["batch_0"] + of["batch_1"]) / 3, atol=1e-6)

@@ -33,6 +33,7 @@ def test_training_takes_more_steps_for_more_cells(n_train, expected):
 
 def test_processes_share_the_steps_out():
     assert default_max_steps(40_000, 1, n_processes=4) == 3000
+    assert default_max_steps(100, 1, n_processes=4) == 250
 
 
 @pytest.mark.parametrize(("max_steps", "expected"), [(1, 500), (2000, 500), (50_000, 12_500)])

@@ -34,6 +34,14 @@ def test_a_batch_that_varies_less_than_its_replicates_loses_no_cell_within_three
     assert are_described(z, np.zeros(102, dtype=np.int64))[-2:].tolist() == [True, False]
 
 
+def test_the_limit_is_three_standard_deviations_by_the_median_absolute_deviation():
+    z = np.arange(-100.0, 101.0)
+    spread = 50 / norm.ppf(0.75)
+    limit = -3 * spread
+    z[:2] = limit - 1, limit + 1
+    assert are_described(z, np.zeros(201, dtype=np.int64)).tolist() == [False] + [True] * 200
+
+
 @pytest.fixture(scope="module")
 def fitted():
     adata = synthetic_counts(600, 60, n_types=3, seed=1)

@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 
 from scvae_ext import SCVAE
+from scvae_ext.models.posterior_draws import posterior_draws
 
 N_CELLS, N_GENES, N_CHANGED = 360, 50, 8
 COLUMNS = [
@@ -362,3 +363,66 @@ def test_groups_of_a_single_sample_are_left_out_with_a_warning(model):
 def test_an_untrained_model_is_refused(counts):
     with pytest.raises(RuntimeError, match="not been trained"):
         SCVAE(counts, n_hidden=4, n_latent=2).differential_expression(groupby="type")
+
+
+def test_vanilla_columns_of_means_are_those_of_the_two_groups(model, result):
+    vanilla = model.differential_expression(groupby="type", mode="vanilla", n_samples_overall=50, key_added=None)
+    for group, table in vanilla.groupby("group1"):
+        other = result[result["group1"] == group].loc[table.index]
+        np.testing.assert_allclose(table[["scale1", "scale2"]], other[["scale1", "scale2"]])
+
+
+def test_vanilla_counts_every_cell_of_the_rest_alike(model):
+    """However small a group of the rest is: as when the same cells are picked by hand, and are one group."""
+    adata = model.adata.copy()
+    group = np.where(adata.obs["type"] == "a", np.where(np.arange(N_CELLS) % 2, "one", "large"), "small")
+    kept = (group != "small") | (np.arange(N_CELLS) % 12 == 1)
+    adata.obs["uneven"] = group
+    some = adata[kept].copy()
+    assert (some.obs["uneven"] == "small").sum() < (some.obs["uneven"] == "large").sum() / 1.9
+    options = {"mode": "vanilla", "n_samples_overall": 4000, "key_added": None}
+    by_name = model.differential_expression(some, groupby="uneven", group1="one", **options)["proba_m1"]
+    by_hand = model.differential_expression(some, idx1=np.flatnonzero(some.obs["uneven"] == "one"), **options)[
+        "proba_m1"
+    ].loc[by_name.index]
+    np.testing.assert_allclose(by_name, by_hand, atol=4 * np.sqrt(0.5 / 4000))
+
+
+def test_groups_with_batches_in_common_are_compared_as_they_were_observed(model, monkeypatch):
+    """No cell is decoded in a batch that it is not of, which would be another estimate, and take time."""
+    asked = []
+
+    def remember(module, cells, batches, *arguments, **options):
+        asked.append(list(batches))
+        return posterior_draws(module, cells, batches, *arguments, **options)
+
+    monkeypatch.setattr("scvae_ext.models.mixins.comparison.posterior_draws", remember)
+    model.differential_expression(groupby="type", batch_correction=True, key_added=None)
+    assert asked == [[]]
+
+
+def test_in_a_batch_that_is_named_groups_are_compared_by_its_cells_alone(model):
+    options = {"groupby": "type", "group1": "a", "group2": "b", "key_added": None}
+    named = model.differential_expression(batch_correction=True, batchid1=["two"], **options)
+    of_two = model.adata[model.adata.obs["batch"] == "two"].copy()
+    alone = model.differential_expression(of_two, **options).loc[named.index]
+    for column in ("scale1", "scale2", "lfc_mean", "lfc_std"):
+        np.testing.assert_allclose(named[column], alone[column], rtol=1e-3, atol=1e-6)
+
+
+def test_vanilla_compares_draws_that_are_independent_between_cells(model, monkeypatch):
+    """Three cells, each drawn some twenty times, have sixty states, not three."""
+    drawn = []
+
+    def remember(*arguments, **options):
+        for chunk in posterior_draws(*arguments, **options):
+            drawn.append(chunk.expression[0])
+            yield chunk
+
+    monkeypatch.setattr("scvae_ext.models.mixins.comparison.posterior_draws", remember)
+    model.differential_expression(
+        idx1=[0, 1, 2], idx2=[3, 4, 5], mode="vanilla", n_samples_overall=60, batch_size=1000, key_added=None
+    )
+    of_pairs = drawn[-1]
+    assert len(of_pairs) == 120
+    assert len(of_pairs.unique(dim=0)) == 120

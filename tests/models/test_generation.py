@@ -3,8 +3,10 @@ import json
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from known_model import KnownModel
 from scipy.stats import ks_2samp
+from torch.distributions import Normal
 
 from scvae_ext import SCVAE
 from scvae_ext.diagnostics import two_sample_test
@@ -165,3 +167,47 @@ def test_groups_of_none_of_the_chosen_cells_are_named(model):
     others = np.flatnonzero(model.adata.obs["cell_type"] != "type_0")
     with pytest.raises(ValueError, match=r"None of the chosen cells is in group='type_0'"):
         model.generate(5, indices=others, groupby="cell_type", group="type_0")
+
+
+@pytest.mark.parametrize("like", ["cells", "prior"])
+def test_states_and_latent_library_sizes_are_drawn_from_posterior_or_prior(load, like, monkeypatch):
+    model = load("latent library")
+    module, given = model.module, []
+    decode = module.decode
+    monkeypatch.setattr(module, "decode", lambda *arguments: (given.append(arguments), decode(*arguments))[1])
+    generated = model.generate(800, like=like, indices=[7] if like == "cells" else None, seed=1)
+    states, log_library = (torch.cat([each[place] for each in given]) for place in (0, 2))
+    with torch.no_grad():
+        minibatch = model._own_source().minibatch(np.array([7]))
+        posterior = module.encode(minibatch)
+    if like == "cells":
+        of_states, of_library = posterior.qz, posterior.log_library
+    else:
+        assert len(np.unique(generated.obs["scvae_source"])) > 50
+        of_states = Normal(torch.zeros(3), torch.ones(3))
+        # Each cell has its batch's prior.
+        batch = torch.cat([each[1].batch for each in given])
+        of_library = Normal(module.library_log_means[batch], module.library_log_variances[batch].sqrt())
+    for drawn, expected in ((states, of_states), (log_library, of_library)):
+        z = (drawn - expected.loc) / expected.scale
+        assert float(z.mean(0).abs().max()) < 4.5 / 800**0.5
+        assert float((z.std(0) - 1).abs().max()) < 4.5 / 1600**0.5
+
+
+def test_observed_library_sizes_take_the_place_of_latent_ones(load):
+    model = load("latent library")
+    generated = model.generate(50, like="prior", library_size="observed", seed=1)
+    lender = model.adata[generated.obs["scvae_source"]]
+    np.testing.assert_allclose(generated.obs["scvae_library_size"], np.asarray(lender.X.sum(1)).ravel(), rtol=1e-5)
+
+
+def test_cells_that_got_no_counts_are_drawn_again_by_themselves(model, monkeypatch):
+    """Each with its own library size and state, as if those without counts had not been seen."""
+    monkeypatch.setattr("scvae_ext.models.generation.ATTEMPTS", 10_000)
+    size = np.where(np.arange(400) % 2, 0.5, 50.0)
+    generated = model.generate(400, like="cells", indices=[3], library_size=size, seed=2)
+    total = np.asarray(generated.X.sum(1)).ravel()
+    assert total[size == 0.5].min() == 1
+    # A negative binomial cell with half a count in the mean has hardly ever more than a few.
+    assert total[size == 0.5].max() < 8
+    assert total[size == 50].mean() == pytest.approx(50, rel=0.15)

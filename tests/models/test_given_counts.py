@@ -50,6 +50,16 @@ def test_what_belongs_to_the_cell_is_carried_over_to_another_batch(model):
     np.testing.assert_allclose(*centred, atol=1e-4)
 
 
+def test_in_several_batches_it_is_the_mean_of_those_in_each(model):
+    each = [
+        model.get_normalized_expression(transform_batch=batch, given="counts", n_samples=3, **ALONE)
+        for batch in model.registry.batch_categories
+    ]
+    both = list(model.registry.batch_categories)
+    found = model.get_normalized_expression(transform_batch=both, given="counts", n_samples=3, **ALONE)
+    np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-5)
+
+
 def test_size_factors_and_latent_library_sizes(load):
     for kind in ("size factor", "latent library"):
         model = load(kind)

@@ -4,12 +4,14 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import spearmanr
 from stores import stored
 
 from scvae_ext import SCVAE, MultiomeVAE
 from scvae_ext.datasets import synthetic_counts
 from scvae_ext.diagnostics import evidence, posterior_collapse, zero_inflation
+from scvae_ext.models.cells import shared_noise
 
 KEY = "accessibility"
 
@@ -230,3 +232,16 @@ def test_mistakes_say_what_to_type_instead(small):
     for call, error, message in cases:
         with pytest.raises(error, match=message), warnings.catch_warnings():
             call()
+
+
+def test_it_is_the_mean_over_the_posterior_in_the_batch_that_is_asked_for(small):
+    model = trained(small)
+    found = model.get_accessibility(indices=np.arange(9), transform_batch="batch_1", n_samples=4, key_added=None)
+    module = model.module
+    with torch.no_grad():
+        minibatch = model._own_source().minibatch(np.arange(9))
+        qz = module.encode(minibatch).qz
+        state = qz.loc + qz.scale * shared_noise(4, 3, 0, torch.device("cpu"))
+        hidden = module.decode_hidden(state, minibatch, torch.ones(9, dtype=torch.int64))
+        rate = module.accessibility.likelihood.log_rate(hidden).exp()
+    np.testing.assert_allclose(found, (1 - (-rate).exp()).mean(0), rtol=1e-3, atol=1e-6)

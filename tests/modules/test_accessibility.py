@@ -30,6 +30,29 @@ def module(**options):
     return vae
 
 
+def test_it_starts_from_shares_of_the_cells_that_were_measured():
+    vae = module()
+    minibatch, seen = cells()
+    seen[:, 3] = 0
+    peaks = AccessiblePeaks.from_csr(sp.csr_matrix(seen.numpy()))
+    vae.accessibility.initialise(peaks, minibatch.batch)
+    of_measured = seen[minibatch.batch == 0]
+    assert vae.accessibility.mean_accessible == pytest.approx(float(of_measured.sum(1).mean()))
+    # All six cells have the first peak, and none has the fourth, which counts as half a cell.
+    share = of_measured.mean(0).clamp(0.5 / 6, 1 - 1e-6)
+    expected = (-(1 - share).log()).log()
+    torch.testing.assert_close(vae.accessibility.likelihood.log_rate.bias.detach(), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_cells_without_a_measurement_have_the_mean_depth():
+    vae = module()
+    minibatch, seen = cells()
+    depth = vae.accessibility.depth(minibatch)
+    measured = minibatch.batch == 0
+    assert (depth[~measured] == 1).all()
+    torch.testing.assert_close(depth[measured], seen[measured].sum(1) / seen[measured].sum(1).mean())
+
+
 def test_the_encoder_sees_standardised_columns_and_zeros_where_nothing_was_measured():
     minibatch, _ = cells(40)
     vae = module().train()

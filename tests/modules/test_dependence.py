@@ -6,7 +6,12 @@ import torch
 from minibatches import make_minibatch
 
 from scvae_ext.modules import VAE, SampledElbo, batch_dependence, trainable_bound
-from scvae_ext.modules.dependence import SQUARED_WIDTHS, latent_kernel, unbiased_hsic
+from scvae_ext.modules.dependence import (
+    SQUARED_WIDTHS,
+    batch_dependence_and_gradient,
+    latent_kernel,
+    unbiased_hsic,
+)
 
 
 def _normal(*shape, seed=0):
@@ -90,6 +95,20 @@ def test_cells_that_lie_on_one_point_leave_gradients_finite():
 def test_large_minibatches_are_thinned():
     batch, z = torch.arange(3000) % 3, _normal(3000, 2)
     assert float(batch_dependence(z, batch)) == float(batch_dependence(z[::3], batch[::3]))
+
+
+@pytest.mark.parametrize("n_cells", [3, 100, 2500])
+def test_the_gradient_belongs_to_the_cells_that_are_looked_at(n_cells):
+    batch, z = torch.arange(n_cells) % 2, _normal(n_cells, 2).float()
+    z[:, 0] += batch
+    exact = z.double().requires_grad_()
+    expected = batch_dependence(exact, batch)
+    if n_cells > 3:
+        expected.backward()
+    value, gradient = batch_dependence_and_gradient(z, batch)
+    torch.testing.assert_close(value.double(), expected.detach(), atol=1e-5, rtol=0)
+    by_graph = torch.zeros_like(exact) if exact.grad is None else exact.grad
+    torch.testing.assert_close(gradient.double(), by_graph, atol=1e-6, rtol=1e-3)
 
 
 def test_a_penalised_model_scores_the_dependence_of_the_posterior_mean():

@@ -9,6 +9,7 @@ from scvae_ext.likelihoods import gene_statistics
 from scvae_ext.minibatch import Minibatch, SparseCounts
 from scvae_ext.modules import VAE, HandDerivedElbo, ImportanceWeightedBound, SampledElbo
 from scvae_ext.modules import vae as vae_module
+from scvae_ext.nn import Dispersion
 
 DATA = {"n_batches": 3, "n_categories": (2, 3), "n_continuous": 1}
 NETWORKS = {
@@ -23,6 +24,11 @@ def prepared(data, n_genes=40, n_cells=37, rate=0.3, **options):
     minibatch = make_minibatch(n_cells, n_genes, **data, rate=rate)
     vae = VAE(n_genes, **data, n_hidden=16, n_latent=3, **options)
     vae.initialise(gene_statistics([minibatch]))
+    for part in vae.modules():
+        if isinstance(part, Dispersion):
+            # All genes start from one dispersion, about which their prior has no slope.
+            with torch.no_grad():
+                part.log_value.add_(torch.linspace(-2, 2, n_genes))
     return vae.train(), minibatch
 
 

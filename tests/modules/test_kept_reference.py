@@ -135,7 +135,9 @@ def test_the_prior_on_shifts_is_gaussian():
     vae = extended()
     with torch.no_grad():
         vae.mean_head.linear.weight[:, N_HIDDEN:] = torch.randn(N_GENES, 2)
+        vae.likelihood.dispersion.log_value.normal_()
     view = KeptReference(vae, vae, NEW, N_KNOWN)
+    assert vae.log_prior() < -1
     shifts = vae.mean_head.linear.weight[:, N_HIDDEN:]
     prior = Normal(0.0, 0.5)
     at_zero = prior.log_prob(torch.zeros(())) * shifts.numel()
@@ -153,6 +155,17 @@ def test_the_prior_on_columns_of_layers_lies_at_the_mean_of_known_batches():
             layer.covariates.weight[5, 3] += 0.3
             layer.covariates.weight[5, 2] += 9.0  # another batch
     torch.testing.assert_close(view.log_prior(), vae.log_prior() - 2 * 0.5 * (0.3 / 0.2) ** 2)
+
+
+def test_what_was_learned_of_other_new_batches_does_not_move_the_prior_on_columns():
+    vae = extended()
+    layers = vae.encoder.mlp.layers[0], vae.decoder.layers[0]
+    expected = vae.log_prior()
+    for layer in layers:
+        weight = layer.covariates.weight.detach()
+        weight[:, 2] += 1.0
+        expected = expected - 0.5 * ((weight[:, 3] - weight[:, :2].mean(1)) / 0.2).square().sum()
+    torch.testing.assert_close(KeptReference(vae, vae, [3], N_KNOWN).log_prior(), expected)
 
 
 def test_the_prior_on_columns_of_a_linear_decoder_lies_at_the_mean_of_known_batches():
@@ -327,3 +340,46 @@ def test_with_groups_shifts_start_at_what_most_cells_have():
     np.testing.assert_allclose(robust, factor.log(), atol=0.05)
     start(vae, [minibatch])
     assert vae.mean_head.linear.weight[4, -1] > 1.5
+
+
+@torch.no_grad()
+def test_with_groups_shifts_of_rare_genes_are_shrunk_as_their_prior_says():
+    """The weighted median of the groups' log ratios, by the share of expected counts in these and the prior's four."""
+    torch.manual_seed(0)
+    vae = VAE(N_GENES, **SIZES, n_batches=4, n_shifted_batches=2).eval()
+    shares = torch.tensor([0.4, 0.2, 0.1, 0.1, 0.1, 0.06, 0.04])
+    vae.mean_head.linear.weight.zero_()
+    vae.mean_head.linear.bias.copy_(shares.log())
+    group = torch.arange(12) % 4 % 3  # twice as many cells of the first
+    depth = torch.linspace(5, 60, 12)
+    counts = torch.poisson(depth.unsqueeze(1) * shares, generator=torch.Generator().manual_seed(1))
+    minibatch = replace(
+        make_minibatch(12, N_GENES, n_batches=4),
+        counts=SparseCounts.from_dense(counts),
+        library_size=depth,
+        batch=torch.full((12,), 2),
+    )
+    start(vae, [minibatch], [group], 3)
+    members = torch.nn.functional.one_hot(group, 3).T.float()
+    observed, expected = (members @ counts).numpy(), (members @ (depth.unsqueeze(1) * shares)).numpy()
+    ratio = np.log((observed + 1) / (expected + 1))
+    for gene in range(N_GENES):
+        order = np.argsort(ratio[:, gene])
+        reached = np.cumsum(expected[order, gene]) >= expected[:, gene].sum() / 2
+        median, total = ratio[order[np.argmax(reached)], gene], expected[:, gene].sum()
+        found = float(vae.mean_head.linear.weight[gene, N_HIDDEN])
+        assert found == pytest.approx(median * total / (total + 1 / 0.5**2), abs=1e-5)
+
+
+@torch.no_grad()
+def test_backgrounds_of_proteins_start_from_the_reference_whatever_they_were():
+    started = []
+    for before in (0.0, 5.0):
+        vae = extended("proteins")
+        background = vae.proteins.likelihood.log_background
+        background[:N_KNOWN] = torch.tensor([[1.0, 2.0, 0.5], [2.0, 1.0, 0.5]])
+        background[N_KNOWN:] = before
+        start(vae, [cells()])
+        started.append(background.clone())
+    torch.testing.assert_close(*started)
+    assert (started[0][:N_KNOWN] == torch.tensor([[1.0, 2.0, 0.5], [2.0, 1.0, 0.5]])).all()

@@ -3,7 +3,7 @@ import pytest
 import torch
 from minibatches import make_minibatch
 from quadrature import one_dimensional_vae
-from scipy import stats
+from scipy import special, stats
 from torch.distributions import Normal
 
 from scvae_ext.modules import VAE, LabelPrior, LabelWeighted, SampledElbo
@@ -80,6 +80,37 @@ def test_the_start_finds_the_gaussians_from_few_labels():
     torch.testing.assert_close(prior.mean, centre, atol=0.1, rtol=0)
     torch.testing.assert_close(prior.log_scale.exp(), scale, atol=0.06, rtol=0)
     torch.testing.assert_close(prior.logits.softmax(0), torch.tensor([0.7, 0.2, 0.1]), atol=0.02, rtol=0)
+
+
+@torch.no_grad()
+def test_the_start_is_a_maximum_of_what_it_maximises():
+    """Shares, centres and variances are those that they say of the cells: one with a label is worth thirty without."""
+    generator = torch.Generator().manual_seed(3)
+    truth = torch.multinomial(torch.tensor([0.6, 0.3, 0.1]), 400, replacement=True, generator=generator)
+    scale = torch.tensor([0.4, 1.0, 2.0])[truth].unsqueeze(1)
+    mean = 3 * torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])[truth]
+    mean = mean + scale * torch.randn(400, 2, generator=generator)
+    variance = 0.05 + 0.1 * torch.rand(400, 2, generator=generator)
+    label = torch.where(torch.arange(400) < 40, truth, 3)
+    prior = LabelPrior(3, 2)
+    prior.initialise(mean, variance, label)
+
+    m, v, y = mean.double().numpy(), variance.double().numpy(), label.numpy()
+    centres, variances = prior.mean.double().numpy(), np.exp(2 * prior.log_scale.double().numpy())
+    deviation = np.square(m[:, None] - centres) + v[:, None]
+    # The mean of the log density over each cell's posterior.
+    log_joint = prior.logits.double().numpy() - 0.5 * (deviation / variances + np.log(variances)).sum(2)
+    log_joint[(y[:, None] < 3) & (y[:, None] != np.arange(3))] = -np.inf
+    share = np.exp(log_joint - special.logsumexp(log_joint, axis=1, keepdims=True))
+    weights = share.sum(0) + 1
+    np.testing.assert_allclose(prior.logits.softmax(0), weights / weights.sum(), rtol=1e-3)
+    share *= np.where(y < 3, 30, 1)[:, None]
+    total = share.sum(0)[:, None]
+    np.testing.assert_allclose(centres, share.T @ m / total, atol=1e-3)
+    known = y < 3
+    spread = np.mean([(m[i] - m[y == y[i]].mean(0)) ** 2 for i in np.flatnonzero(known)], axis=0) + v.mean(0)
+    within = np.einsum("nk,nkd->kd", share, deviation) / total
+    np.testing.assert_allclose(variances, (total * within + 2 * spread) / (total + 2), rtol=2e-3)
 
 
 @torch.no_grad()

@@ -60,3 +60,11 @@ def test_an_observed_library_size_has_neither_prior_nor_encoder():
 def test_unknown_values_are_refused_with_the_valid_ones(option, value, valid):
     with pytest.raises(ValueError, match=f"{option}='{value}'.*{valid}"):
         VAE(7, **{option: value})
+
+
+@torch.no_grad()
+def test_a_latent_library_size_lies_about_the_logarithm_of_the_observed_one():
+    vae = VAE(7, n_hidden=16, use_observed_lib_size=False).eval()
+    vae.library_encoder.offset.weight.zero_()
+    minibatch = make_minibatch()
+    torch.testing.assert_close(vae.encode(minibatch).log_library.loc, minibatch.library_size.log())

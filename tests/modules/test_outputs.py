@@ -35,3 +35,8 @@ def test_squared_error_is_better_when_lower():
     error = SquaredError(torch.tensor([1.0, 3.0]))
     assert error.score(0.1).tolist() == [-1.0, -3.0]
     assert error.terms()["mse"].tolist() == [1.0, 3.0]
+
+
+def test_the_divergence_of_the_library_size_is_never_weighted():
+    assert Elbo(RECONSTRUCTION, KL, KL_LIBRARY).score(0.5).tolist() == [-11.0, -21.25]
+    assert Elbo(RECONSTRUCTION, KL, KL_LIBRARY).score(0.0).tolist() == [-10.5, -20.25]

@@ -116,6 +116,14 @@ def test_the_mean_of_importance_weighted_gradients_is_that_of_numerical_integrat
     assert largest_deviation(_estimates(name, vae, repeat(minibatch, 300), 40, 2), exact) < 4.5
 
 
+def test_the_mean_with_a_baseline_is_right_for_two_samples():
+    """The mean over the other samples of the cell, of which there is one."""
+    vae, minibatch = one_dimensional_vae(), make_minibatch(6, 5, dtype=torch.float64)
+    exact = gradients(exact_elbo(vae, minibatch), vae)
+    estimates = _estimates("score_function_with_baseline", vae, repeat(minibatch, 200), 40, 2)
+    assert largest_deviation(estimates, exact) < 4.5
+
+
 def _at_the_exact_posterior(vae):
     loadings, offset = vae.likelihood.linear.weight, vae.likelihood.linear.bias
     noise = torch.exp(2 * vae.likelihood.log_scale)

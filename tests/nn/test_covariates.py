@@ -51,3 +51,8 @@ def test_columns_have_the_precision_of_the_minibatch():
     assert CovariateColumns(2, (3,))(make_minibatch(4, n_batches=2, n_categories=(3,), dtype=torch.float64)).dtype == (
         torch.float64
     )
+
+
+def test_last_batches_are_those_that_came_last():
+    found = CovariateColumns(5).last_batches(torch.tensor([4, 0, 3, 2, 4]), 2)
+    assert torch.equal(found, torch.tensor([[0.0, 1], [0, 0], [1, 0], [0, 0], [0, 1]]))

@@ -40,3 +40,17 @@ def test_dispersion_stays_in_the_range_that_matters(start, limit):
     dispersion = Dispersion("gene", 3, 5, 1, 1)
     dispersion.initialise(torch.full((5,), start))
     torch.testing.assert_close(dispersion(HIDDEN, BATCH, LABEL), torch.full((5,), limit).exp())
+
+
+@pytest.mark.parametrize(("kind", "n_rows"), [("gene", 1), ("gene-batch", 2), ("gene-label", 3)])
+def test_the_prior_is_gaussian_about_the_mean_of_the_genes_of_each_category(kind, n_rows):
+    dispersion = Dispersion(kind, 3, 5, 2, 3)
+    with torch.no_grad():
+        dispersion.log_value.normal_(generator=torch.Generator().manual_seed(1))
+        dispersion.log_value += 10 * torch.arange(float(n_rows)).view(*dispersion.log_value.shape[:-1], 1)
+    rows = dispersion.log_value.detach().view(n_rows, 5)
+    expected = -0.5 * ((rows - rows.mean(1, keepdim=True)) / 0.5).square().sum()
+    found = dispersion.log_prior()
+    torch.testing.assert_close(found.detach(), expected)
+    found.backward()
+    torch.testing.assert_close(dispersion.log_value.grad.view(n_rows, 5), -(rows - rows.mean(1, keepdim=True)) / 0.25)

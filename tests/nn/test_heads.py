@@ -95,3 +95,10 @@ def test_cells_are_written_a_few_at_a_time(logits_at_once, monkeypatch):
     with torch.autocast("cpu"):
         head.write_expression(hidden, scale, None, result, add=True)
     torch.testing.assert_close(result, 2 * expected * scale.unsqueeze(-1), rtol=2e-2, atol=1e-3)
+
+
+def test_loadings_of_residual_factors_start_as_small_as_other_weights():
+    head = ExpressionHead(16, 200, n_residual=9)
+    bound = 1 / 25**0.5
+    assert 0.9 * bound < float(head.residual_loadings.detach().abs().max()) <= bound
+    assert 0.9 * bound < float(head.linear.weight[:, :16].detach().abs().max()) <= bound

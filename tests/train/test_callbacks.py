@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
-from scvae_ext.train.callbacks import BestWeights, GentleInterrupt, TrainingBar
+from scvae_ext.train.callbacks import BestWeights, GentleInterrupt, PatientEarlyStopping, TrainingBar
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -49,6 +50,15 @@ def test_without_a_validation_the_weights_stay():
         module.weight.fill_(7.0)
     callback.restore()
     assert float(module.weight.detach()) == 7.0
+
+
+def test_patience_begins_when_the_objective_has_settled(monkeypatch):
+    training = SimpleNamespace(module=_Scored("elbo", "max"), plan=SimpleNamespace(settled_from=30.0), step=0)
+    callback, asked = PatientEarlyStopping(training, 4), []
+    monkeypatch.setattr(EarlyStopping, "on_validation_end", lambda *_: asked.append(training.step))
+    for training.step in (10, 29, 30, 40):
+        callback.on_validation_end(_trainer(), None)
+    assert asked == [30, 40]
 
 
 def test_the_bar_counts_steps_and_shows_the_held_out_score(capsys, monkeypatch):

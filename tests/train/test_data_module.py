@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -52,3 +54,15 @@ def test_a_later_start_goes_on_with_the_next_epoch(source, split):
     _epoch(loader)
     second = _cells(source, _epoch(loader))
     assert _cells(source, _epoch(_module(source, split, first_epoch=1).train_dataloader())) == second
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_held_out_cells_out(source, split, world_size):
+    found = []
+    for rank in range(world_size):
+        module = _module(source, split)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, strategy=strategy)
+        found += _cells(source, module.val_dataloader())
+    assert sorted(found) == split[1].tolist()

@@ -1,3 +1,4 @@
+import importlib
 import logging
 import os
 import random
@@ -469,3 +470,33 @@ def test_the_start_is_left_where_no_weights_are_better(source, split, vae):
         _fit(vae, source, split, learning_rate=0.5, start_counts=True, callbacks=callbacks)
         assert torch.equal(_weights(vae), best)
         assert not vae.training
+
+
+# The package exports nothing of that name, and the function of the module has it.
+fit_module = importlib.import_module("scvae_ext.train.fit")
+
+
+def test_patience_is_counted_in_validations_as_far_apart_as_they_are(source, split, vae, monkeypatch):
+    """Of four steps an epoch, and a validation every six, it comes every two epochs."""
+    asked, kind = [], fit_module.PatientEarlyStopping
+    monkeypatch.setattr(
+        fit_module, "PatientEarlyStopping", lambda *arguments: (asked.append(arguments[1]), kind(*arguments))[1]
+    )
+    history = History()
+    plan = TrainingPlan(8, batch_size=40, validate_every=6, patience=24)
+    fit_module.fit(vae, source, *split, plan, seed=0, history=history, progress_bar=False)
+    assert [row["step"] for row in history.rows] == [8]
+    assert asked == [3]
+
+
+def test_training_that_goes_on_does_not_go_through_the_same_minibatches_again(source, split, vae, monkeypatch):
+    epochs, kind = [], fit_module.CellDataModule
+    monkeypatch.setattr(
+        fit_module,
+        "CellDataModule",
+        lambda *a, **options: (epochs.append(options["first_epoch"]), kind(*a, **options))[1],
+    )
+    history = History()
+    for _ in range(2):
+        fit_module.fit(vae, source, *split, TrainingPlan(8, batch_size=40), seed=0, history=history, progress_bar=False)
+    assert epochs == [0, 2]

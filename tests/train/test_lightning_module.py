@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scvae_ext.modules import VAE, HandDerivedElbo
+from scvae_ext.modules import VAE, BatchPenalised, HandDerivedElbo, SampledElbo
 from scvae_ext.nn import Dispersion, SparseLinear
 from scvae_ext.train import TrainingPlan, lightning_module
 from scvae_ext.train.fit import fit
@@ -195,3 +195,46 @@ def test_training_by_hand_goes_the_way_of_training_by_graph(source, split, likel
     np.testing.assert_allclose(by_hand, by_graph, rtol=1e-4)
     # What is compared moves by far more than that.
     assert all(abs(later / earlier - 1) > 1e-3 for earlier, later in pairwise(by_hand["elbo_train"]))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_priors_on_parameters_are_of_all_training_cells_together(source, vae, monkeypatch):
+    """In each minibatch they count as one training cell's share of them does."""
+    with torch.no_grad():
+        # From equal ones their prior has no slope.
+        vae.likelihood.dispersion.log_value.normal_()
+    view = SampledElbo(vae.eval(), 2, 0.0, batch_penalty=7.0)
+    training = _training(view)
+    monkeypatch.setattr(training, "manual_backward", lambda loss: loss.backward())
+    optimizer = torch.optim.SGD(view.parameters(), 0.1)
+    minibatch = source.minibatch(np.arange(40))
+    torch.manual_seed(2)
+    training._backward(minibatch, 0.5, 0.3, optimizer)
+    found = [value.grad.clone() for value in view.parameters()]
+    optimizer.zero_grad()
+    torch.manual_seed(2)
+    (-view.objective(minibatch).score(0.5, 0.3).mean() - view.log_prior() / 160).backward()
+    for gradient, value in zip(found, view.parameters(), strict=True):
+        torch.testing.assert_close(gradient, value.grad)
+
+
+def test_weights_of_the_objective_follow_the_plan_and_are_recorded(source, split, vae):
+    weights = []
+    score = BatchPenalised.score
+
+    def remember(self, kl_weight=1.0, penalty_share=1.0):
+        weights.append((kl_weight, penalty_share))
+        return score(self, kl_weight, penalty_share)
+
+    plan = TrainingPlan(12, batch_size=80, kl_warmup=0.8, n_samples=2, batch_penalty=5.0, validate_every=4)
+    history = History()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchPenalised, "score", remember)
+        fit(SampledElbo(vae, 2, 0.0, 5.0), source, *split, plan, seed=0, history=history, **QUIET)
+    expected = [(plan.kl_weight_at(step), plan.penalty_share_at(step)) for step in range(12)]
+    assert weights == expected
+    assert len({share for _, share in expected}) > 4
+    steps = [int(row["step"]) for row in history.rows]
+    assert steps[0] < 8
+    assert [row["kl_weight"] for row in history.rows] == [plan.kl_weight_at(step - 1) for step in steps]
+    assert [row["learning_rate"] for row in history.rows] == [plan.learning_rate_at(step - 1) for step in steps]
