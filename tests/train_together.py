@@ -90,6 +90,8 @@ def main(folder, strategy):
         "elbo": model.get_elbo(held_out, n_samples=20),
         "validation": len(model.validation_indices),
     }
+    # Processes that are forked, as a notebook has them, hand results over as spawned ones do, and need not be imported.
+    options["strategy"] = "ddp_notebook" if strategy == "ddp_spawn" else strategy
     # Steps that lead away: the weights of the start are the best.
     model.train(learning_rate=0.5, **{**options, "max_epochs": 1})
     result["after steps away"] = describe(model)

@@ -164,10 +164,6 @@ class Registry:
                 del fields[name]
         return fields
 
-    def to_json(self) -> str:
-        """Return the registry as one JSON string."""
-        return json.dumps(self.to_dict())
-
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         """Build from what :meth:`to_dict` returned.
@@ -206,25 +202,3 @@ class Registry:
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise ValueError(f"the registry is damaged ({error}). Run setup_anndata again.") from error
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Build from what :meth:`to_json` returned.
-
-        Parameters
-        ----------
-        text
-            A JSON string.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`from_dict`, and if the text is not JSON.
-        """
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the registry is not valid JSON ({error}). Run setup_anndata again.") from error
-        if not isinstance(fields, dict):
-            raise ValueError(f"the registry must be a JSON object, but is {text[:40]!r}. Run setup_anndata again.")
-        return cls.from_dict(fields)

@@ -4,11 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scvae_ext.diagnostics.evidence import PAIRS_PER_STEP, _evaluating, _optimise
+from scvae_ext.diagnostics._optimised_posterior import (
+    evaluating_with_gradients,
+    noise_of_samples,
+    noise_of_steps,
+    optimised,
+    samples_at,
+)
 from scvae_ext.distributions import CountDistribution
 from scvae_ext.likelihoods import NegativeBinomialLikelihood, ZeroInflatedNegativeBinomialLikelihood
 from scvae_ext.minibatch import Minibatch
@@ -73,24 +78,17 @@ def leave_one_gene_out(
         Seed of the samples.
     """
     module = model.module
-    n_axes = module.encoder.mean.out_features + (module.library_encoder is not None)
     of_samples, of_steps = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
-    half = of_steps.standard_normal((n_optimisation_steps, PAIRS_PER_STEP, 1, n_axes), dtype=np.float32)
-    step_noise = torch.from_numpy(np.concatenate([half, -half], axis=1)).to(cells.device)
+    step_noise = noise_of_steps(module, n_optimisation_steps, of_steps, cells.device)
     log_mean = np.empty((len(cells), cells.source.n_genes), dtype=np.float32)
     deviation = np.empty_like(log_mean)
     category = np.zeros(len(cells), dtype=np.int64)
     log_theta, kind = _dispersion(model)
-    with _evaluating(module):
+    with evaluating_with_gradients(module):
         for rows, minibatch in cells:
-            numbers = of_samples.standard_normal((minibatch.n_cells, n_samples, n_axes), dtype=np.float32)
-            noise = torch.from_numpy(numbers).transpose(0, 1).to(cells.device)
-            posterior = _optimise(module, minibatch, module.encode(minibatch), step_noise)
-            n_latent = posterior.qz.loc.shape[-1]
-            latent = posterior.qz.loc + posterior.qz.scale * noise[..., :n_latent]
-            log_library = None
-            if posterior.log_library is not None:
-                log_library = posterior.log_library.loc + posterior.log_library.scale * noise[..., n_latent]
+            noise = noise_of_samples(module, minibatch.n_cells, n_samples, of_samples, cells.device)
+            posterior = optimised(module, minibatch, module.encode(minibatch), step_noise)
+            latent, log_library = samples_at(posterior, noise)
             px = module.decode(latent, minibatch, log_library)
             assert isinstance(px, CountDistribution)
             mean = px.mean if log_library is not None or minibatch.size_factor is not None else _others(px, minibatch)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scvae_ext.likelihoods import depth, log_normalised_matrix
+from scvae_ext.likelihoods.statistics import LOG_TARGET_DEPTH
 from scvae_ext.minibatch import Minibatch, SparseCounts
 from scvae_ext.models import SCVAE, Autoencoder
 from scvae_ext.models.cells import Cells
@@ -17,7 +18,6 @@ from scvae_ext.modules import VAE, DeterministicAutoencoder
 from scvae_ext.types import CellsByGenes, CellValues
 
 __all__ = [
-    "MINIBATCH",
     "Deterministic",
     "Judged",
     "Probabilistic",
@@ -28,8 +28,6 @@ __all__ = [
 ]
 
 MINIBATCH = 256
-# What log-normalised values are normalised to.
-SCALE = 1e4
 
 
 @runtime_checkable
@@ -87,7 +85,7 @@ class Probabilistic:
         """As :meth:`Judged.squared_error`; the expectation is a mean over draws, whose variance is taken off again."""
         compositional = minibatch.size_factor is None
         observed = log_normalised_matrix(minibatch, compositional=compositional)
-        scale = (SCALE if compositional else 1.0) / depth(minibatch).unsqueeze(-1)
+        scale = (LOG_TARGET_DEPTH if compositional else 1.0) / depth(minibatch).unsqueeze(-1)
         total, squares = torch.zeros_like(observed), torch.zeros_like(observed)
         for _ in range(n_samples):
             values = torch.log1p(self.counts(self.draw(minibatch), minibatch) * scale)
@@ -151,7 +149,7 @@ def log_normalised_counts(counts: Float[Tensor, "*samples cells genes"]) -> Floa
     counts
         Counts, or shares.
     """
-    return torch.log1p(counts * (SCALE / counts.sum(-1, keepdim=True).clamp_min(1e-30)))
+    return torch.log1p(counts * (LOG_TARGET_DEPTH / counts.sum(-1, keepdim=True).clamp_min(1e-30)))
 
 
 def minibatches_of(

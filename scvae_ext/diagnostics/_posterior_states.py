@@ -9,7 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from scvae_ext.diagnostics.evidence import PAIRS_PER_STEP, _evaluating, _log_weights_in_parts, _optimise
+from scvae_ext.diagnostics._optimised_posterior import (
+    evaluating_with_gradients,
+    log_weights,
+    noise_of_samples,
+    noise_of_steps,
+    optimised,
+    samples_at,
+)
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.models.cells import Cells
 from scvae_ext.modules import VAE
@@ -56,24 +63,17 @@ def draw_states(
     seed
         Seed of all draws, which do not depend on the size of minibatches.
     """
-    n_axes = module.encoder.mean.out_features + (module.library_encoder is not None)
     of_samples, of_steps, of_choice = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3))
-    half = of_steps.standard_normal((n_optimisation_steps, PAIRS_PER_STEP, 1, n_axes), dtype=np.float32)
-    step_noise = torch.from_numpy(np.concatenate([half, -half], axis=1)).to(cells.device)
-    with _evaluating(module):
+    step_noise = noise_of_steps(module, n_optimisation_steps, of_steps, cells.device)
+    with evaluating_with_gradients(module):
         pz = module.pz()
         for rows, minibatch in cells:
-            numbers = of_samples.standard_normal((minibatch.n_cells, n_samples, n_axes), dtype=np.float32)
-            noise = torch.from_numpy(numbers).transpose(0, 1).to(cells.device)
-            posterior = _optimise(module, minibatch, module.encode(minibatch), step_noise)
-            weights = _log_weights_in_parts(module, pz, cells, minibatch, posterior, noise).softmax(0)
+            noise = noise_of_samples(module, minibatch.n_cells, n_samples, of_samples, cells.device)
+            posterior = optimised(module, minibatch, module.encode(minibatch), step_noise)
+            weights = log_weights(module, pz, cells, minibatch, posterior, noise).softmax(0)
             chosen = _choose(weights, of_choice)
             of_chosen = noise[chosen, torch.arange(minibatch.n_cells, device=chosen.device)]
-            n_latent = posterior.qz.loc.shape[-1]
-            latent = posterior.qz.loc + posterior.qz.scale * of_chosen[:, :n_latent]
-            log_library = None
-            if posterior.log_library is not None:
-                log_library = posterior.log_library.loc + posterior.log_library.scale * of_chosen[:, n_latent]
+            latent, log_library = samples_at(posterior, of_chosen)
             px = module.decode(latent, minibatch, log_library)
             effective = weights.square().sum(0).reciprocal().clamp(1.0, n_samples)
             yield rows, States(minibatch, px, effective.cpu().numpy())

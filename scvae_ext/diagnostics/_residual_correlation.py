@@ -4,9 +4,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scvae_ext.diagnostics._models import GeneVAE
+from scvae_ext.diagnostics._most_counts import most_counts
 from scvae_ext.diagnostics._posterior_states import draw_states
 from scvae_ext.diagnostics._quantile_residuals import quantile_residuals
-from scvae_ext.diagnostics.posterior_predictive_check import _most_counts
 from scvae_ext.models.cells import Cells
 
 __all__ = ["LEAST_CELLS", "LEAST_GENES", "residual_correlation", "testable_genes"]
@@ -38,7 +38,7 @@ def testable_genes(cells: Cells, n_genes: int) -> Int[np.ndarray, "chosen"]:
         )
     if len(np.unique(cells.positions)) < len(cells):
         raise ValueError("Some cells were asked for more than once, which looks like dependence: pass each cell once.")
-    chosen = _most_counts(cells, n_genes)
+    chosen = most_counts(cells, n_genes)
     seen = np.zeros(cells.source.n_genes, dtype=bool)
     for _, minibatch in cells:
         seen[minibatch.counts.gene_index.cpu().numpy()] = True

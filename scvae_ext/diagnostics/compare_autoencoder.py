@@ -6,6 +6,7 @@ from typing import Any
 from anndata import AnnData
 
 from scvae_ext.diagnostics._autoencoder_questions import choose_cells, judge
+from scvae_ext.diagnostics._models import others_than
 from scvae_ext.diagnostics.autoencoder_comparison import AutoencoderComparison
 from scvae_ext.likelihoods import COUNT_LIKELIHOODS
 from scvae_ext.models import SCVAE, Autoencoder
@@ -115,10 +116,7 @@ def compare_autoencoder(
     --------
     scvae_ext.pl.compare_autoencoder : Draw the result.
     """
-    options = dict(model_options or {})
-    for name in OWN_OPTIONS:
-        if name in options:
-            raise ValueError(f"model_options holds {name!r}, which is an argument of compare_autoencoder itself.")
+    options = others_than(OWN_OPTIONS, model_options, "compare_autoencoder")
     likelihood = options.get("gene_likelihood", "nb")
     if likelihood == "normal":
         raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scvae_ext.diagnostics._models import others_than
 from scvae_ext.diagnostics.conditional_independence import (
     LEAST_CELLS,
     ConditionalIndependence,
@@ -195,10 +196,7 @@ def compare_latent_dimensions(
     scvae_ext.pl.compare_latent_dimensions : Draw the result.
     """
     settings = _settings(n_latent, residual_rank)
-    options = dict(model_options or {})
-    for name in OWN_OPTIONS:
-        if name in options:
-            raise ValueError(f"model_options holds {name!r}, which is an argument of compare_latent_dimensions itself.")
+    options = others_than(OWN_OPTIONS, model_options, "compare_latent_dimensions")
     n_left = adata.n_obs - round(adata.n_obs * train_size) - round(adata.n_obs * validation_size)
     if n_left < LEAST_CELLS:
         raise ValueError(

@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from jaxtyping import Int
 
+from scvae_ext.diagnostics._models import others_than
 from scvae_ext.diagnostics.evidence import Evidence, evidence
 from scvae_ext.diagnostics.posterior_predictive_check import PosteriorPredictiveCheck, posterior_predictive_check
 from scvae_ext.diagnostics.rounded_normal import on_scale_of_counts
@@ -265,10 +266,7 @@ def compare_likelihoods(
     scvae_ext.pl.compare_likelihoods : Draw the result.
     """
     names = _checked(likelihoods)
-    options = dict(model_options or {})
-    for name in OWN_OPTIONS:
-        if name in options:
-            raise ValueError(f"model_options holds {name!r}, which is an argument of compare_likelihoods itself.")
+    options = others_than(OWN_OPTIONS, model_options, "compare_likelihoods")
     if isinstance(least_gain, bool) or not (math.isfinite(least_gain) and least_gain >= 0):
         raise ValueError(f"least_gain={least_gain!r} must be a number of nats per cell, at least 0.")
     n_fits = whole_number("n_fits", n_fits)

@@ -18,7 +18,7 @@ from scvae_ext.diagnostics._dependence import (
     modules_of,
     null_of_mean_square,
 )
-from scvae_ext.diagnostics._models import GeneVAE, wrong_model
+from scvae_ext.diagnostics._models import GeneVAE, held_out_cells, wrong_model
 from scvae_ext.diagnostics._residual_correlation import LEAST_CELLS, LEAST_GENES, residual_correlation, testable_genes
 from scvae_ext.models.base import BaseModel
 from scvae_ext.models.options import whole_number
@@ -318,13 +318,7 @@ def conditional_independence(
     n_samples = whole_number("n_samples", n_samples, least=ConditionalIndependence.trusted_from)
     n_steps = whole_number("n_optimisation_steps", n_optimisation_steps)
     seed = whole_number("seed", seed, least=0)
-    if model.is_trained and adata is None and indices is None:
-        indices = model.validation_indices
-        if indices is None or len(indices) == 0:
-            raise ValueError(
-                "The model holds out no cells of its AnnData: pass indices=..., adata=..., or train with train_size "
-                "below 1."
-            )
+    indices = held_out_cells(model, adata, indices)
     _, cells = model._cells(adata, indices, batch_size, fill_missing_genes=False)
     chosen = testable_genes(cells, n_genes)
     correlation, effective = residual_correlation(model, cells, chosen, n_samples, n_steps, seed)

@@ -2,8 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -12,28 +10,24 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.distributions import Distribution, Normal
 
-from scvae_ext.diagnostics._models import AnyVAE, wrong_model
-from scvae_ext.minibatch import Minibatch
+from scvae_ext.diagnostics._models import AnyVAE, held_out_cells, wrong_model
+from scvae_ext.diagnostics._optimised_posterior import (
+    evaluating_with_gradients,
+    log_weights,
+    noise_of_samples,
+    noise_of_steps,
+    optimised,
+)
 from scvae_ext.models.base import BaseModel
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.options import whole_number
 from scvae_ext.models.query import CellSelection
-from scvae_ext.modules import VAE, Posterior, log_importance_weights
-from scvae_ext.nn.precision import single_precision
+from scvae_ext.modules import VAE
 
 __all__ = ["Evidence", "Proposal", "evidence"]
 
 Proposal = Literal["optimised", "encoder"]
-
-# Each step moves a mean by at most this many standard deviations of the encoder, and a log variance by this much.
-STEP_SIZE = 0.1
-# Gradients (nats a standard deviation) below this make small steps, lest rounding errors drive an optimum away.
-GRADIENT_FLOOR = 0.1
-# Pairs of opposite noise: the gradient of a Gaussian posterior's mean is then exact.
-PAIRS_PER_STEP = 2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -234,13 +228,7 @@ def evidence(
     seed = whole_number("seed", seed, least=0)
     if proposal not in get_args(Proposal):
         raise ValueError(f'proposal={proposal!r} is not known: use "optimised" or "encoder".')
-    if model.is_trained and adata is None and indices is None:
-        indices = model.validation_indices
-        if indices is None or len(indices) == 0:
-            raise ValueError(
-                "The model holds out no cells of its AnnData: pass indices=..., adata=..., or train with train_size "
-                "below 1."
-            )
+    indices = held_out_cells(model, adata, indices)
     _, cells = model._cells(adata, indices, batch_size, fill_missing_genes=False)
     result = Evidence(
         cells.source.obs_names[cells.positions],
@@ -264,21 +252,17 @@ def _estimate(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return log evidence, standard error, effective sample size, ELBO and optimised ELBO of each cell."""
     log_evidence, effective, bound, best = (np.empty(len(cells)) for _ in range(4))
-    n_axes = module.encoder.mean.out_features + (module.library_encoder is not None)
-    # Noise of samples comes cell after cell and that of steps is shared, so that neither depends on the minibatch.
     of_samples, of_steps = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
-    half = of_steps.standard_normal((n_steps, PAIRS_PER_STEP, 1, n_axes), dtype=np.float32)
-    step_noise = torch.from_numpy(np.concatenate([half, -half], axis=1)).to(cells.device)
-    with _evaluating(module):
+    step_noise = noise_of_steps(module, n_steps, of_steps, cells.device)
+    with evaluating_with_gradients(module):
         pz = module.pz()
         for rows, minibatch in cells:
-            numbers = of_samples.standard_normal((minibatch.n_cells, n_samples, n_axes), dtype=np.float32)
-            noise = torch.from_numpy(numbers).transpose(0, 1).to(cells.device)
+            noise = noise_of_samples(module, minibatch.n_cells, n_samples, of_samples, cells.device)
             posterior = module.encode(minibatch)
-            weights = _log_weights_in_parts(module, pz, cells, minibatch, posterior, noise)
+            weights = log_weights(module, pz, cells, minibatch, posterior, noise)
             bound[rows] = weights.mean(0).cpu().numpy()
-            optimised = _optimise(module, minibatch, posterior, step_noise)
-            others = _log_weights_in_parts(module, pz, cells, minibatch, optimised, noise)
+            best_gaussian = optimised(module, minibatch, posterior, step_noise)
+            others = log_weights(module, pz, cells, minibatch, best_gaussian, noise)
             others = torch.where(others.mean(0) > weights.mean(0), others, weights)
             best[rows] = others.mean(0).cpu().numpy()
             if proposal == "optimised":
@@ -288,80 +272,3 @@ def _estimate(
     effective = effective.clip(1.0, n_samples)
     error = np.sqrt((n_samples / effective - 1.0) / (n_samples - 1))
     return log_evidence, error, effective, bound, best
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch dropout, batch statistics and gradients off; unlike in inference mode, they can be had again inside."""
-    training = module.training
-    module.eval()
-    try:
-        with torch.no_grad(), single_precision():
-            yield
-    finally:
-        module.train(training)
-
-
-def _log_weights_in_parts(
-    module: VAE,
-    pz: Distribution | None,
-    cells: Cells,
-    minibatch: Minibatch,
-    posterior: Posterior,
-    noise: Float[Tensor, "samples cells axes"],
-) -> Float[Tensor, "samples cells"]:
-    """Return log importance weights at all samples, as many at once as fit into memory, in double precision."""
-    parts = noise.split(cells.samples_at_once(minibatch.n_cells, len(noise)))
-    return torch.cat([_log_weights(module, pz, minibatch, posterior, posterior, part).double() for part in parts])
-
-
-def _log_weights(
-    module: VAE,
-    pz: Distribution | None,
-    minibatch: Minibatch,
-    posterior: Posterior,
-    density: Posterior,
-    noise: Float[Tensor, "samples #cells axes"],
-) -> Float[Tensor, "samples cells"]:
-    """Return log importance weights at samples of one posterior, with the density of another."""
-    n_latent = posterior.qz.loc.shape[-1]
-    latent = posterior.qz.loc + posterior.qz.scale * noise[..., :n_latent]
-    log_library = None
-    if posterior.log_library is not None:
-        log_library = posterior.log_library.loc + posterior.log_library.scale * noise[..., n_latent]
-    output = module.output_at(density, latent, log_library, minibatch)
-    return log_importance_weights(output, module.likelihood, minibatch, module.library_prior(minibatch), pz)
-
-
-def _optimise(
-    module: VAE, minibatch: Minibatch, start: Posterior, noise: Float[Tensor, "steps samples 1 axes"]
-) -> Posterior:
-    """Return the diagonal Gaussian of each cell that maximises its ELBO, by Adam with steps that shrink to zero."""
-    parts = [start.qz] if start.log_library is None else [start.qz, start.log_library]
-    with torch.no_grad():
-        pz = module.pz()
-    # Shifts in standard deviations and changes of log variance, so that one size of step suits every dimension.
-    shifts = [torch.zeros_like(part.loc, requires_grad=True) for part in parts]
-    changes = [torch.zeros_like(part.loc, requires_grad=True) for part in parts]
-    optimizer = torch.optim.Adam([*shifts, *changes], lr=STEP_SIZE, eps=GRADIENT_FLOOR)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(noise))
-    for of_step in noise:
-        with torch.enable_grad():
-            moved = _moved(parts, shifts, changes)
-            # The density is held fixed: its score has mean zero, and without it no noise is left at the optimum.
-            density = _moved(parts, [shift.detach() for shift in shifts], [change.detach() for change in changes])
-            loss = -_log_weights(module, pz, minibatch, moved, density, of_step).mean(0).sum()
-            gradients = torch.autograd.grad(loss, [*shifts, *changes])
-        for parameter, gradient in zip([*shifts, *changes], gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-        scheduler.step()
-    return _moved(parts, shifts, changes)
-
-
-def _moved(parts: list[Normal], shifts: list[Tensor], changes: list[Tensor]) -> Posterior:
-    normals = [
-        Normal(part.loc + part.scale * shift, part.scale * torch.exp(0.5 * change), validate_args=False)
-        for part, shift, change in zip(parts, shifts, changes, strict=True)
-    ]
-    return Posterior(normals[0], normals[1] if len(normals) > 1 else None)

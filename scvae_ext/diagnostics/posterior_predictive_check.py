@@ -9,11 +9,11 @@ from anndata import AnnData
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binom
 
-from scvae_ext.diagnostics._models import GeneVAE, wrong_model
+from scvae_ext.diagnostics._models import GeneVAE, held_out_cells, wrong_model
+from scvae_ext.diagnostics._most_counts import most_counts
 from scvae_ext.diagnostics.replicated import STATISTICS, Replicated
-from scvae_ext.diagnostics.replicates import N_BINS, Latent, Replicates, draw_replicates
+from scvae_ext.diagnostics.replicates import N_BINS, Latent, draw_replicates
 from scvae_ext.models.base import BaseModel
-from scvae_ext.models.cells import Cells
 from scvae_ext.models.options import whole_number
 from scvae_ext.models.query import CellSelection
 
@@ -318,42 +318,15 @@ def posterior_predictive_check(
     n_samples = whole_number("n_samples", n_samples, least=40)
     n_correlated_genes = whole_number("n_correlated_genes", n_correlated_genes)
     seed = whole_number("seed", seed, least=0)
-    if model.is_trained and adata is None and indices is None:
-        indices = model.validation_indices
-        if indices is None or len(indices) == 0:
-            raise ValueError(
-                "The model holds out no cells of its AnnData: pass indices=..., adata=..., or train with train_size "
-                "below 1."
-            )
+    indices = held_out_cells(model, adata, indices)
     _, cells = model._cells(adata, indices, batch_size, fill_missing_genes=False)
     if len(cells) < 2:
         raise ValueError("posterior_predictive_check compares cells, and indices selects one: pass at least two.")
-    found = draw_replicates(model.module, cells, n_samples, latent, _most_counts(cells, n_correlated_genes), seed)
-    return _result(model, cells, found, latent, n_samples)
-
-
-def _most_counts(cells: Cells, n_genes: int) -> Int[np.ndarray, "chosen"]:
-    """Return the positions of the genes with the most counts, ascending."""
-    total = np.zeros(cells.source.n_genes)
-    for _, minibatch in cells:
-        counts = minibatch.counts
-        total += np.bincount(
-            counts.gene_index.cpu().numpy(), counts.values.double().cpu().numpy(), minlength=counts.n_genes
-        )
-    return np.sort(np.argsort(-total, kind="stable")[:n_genes])
-
-
-def _result(
-    model: GeneVAE, cells: Cells, found: Replicates, latent: Latent, n_samples: int
-) -> PosteriorPredictiveCheck:
+    found = draw_replicates(model.module, cells, n_samples, latent, most_counts(cells, n_correlated_genes), seed)
     return PosteriorPredictiveCheck(
         obs_names=cells.source.obs_names[cells.positions],
         var_names=pd.Index(model.registry.var_names),
-        genes=found.genes,
-        cells=found.cells,
-        correlation=found.correlation,
-        pairs=found.pairs,
-        pit_counts=found.pit_counts,
+        **vars(found),
         latent=latent,
         n_samples=n_samples,
     )

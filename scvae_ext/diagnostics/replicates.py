@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scvae_ext.diagnostics.replicated import STATISTICS, Moments, Replicated
-from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.models.cells import Cells, evaluating
 from scvae_ext.modules import VAE
@@ -120,9 +119,8 @@ def _replicates(
         else:
             z, of_library = posterior.qz.sample((size,)), posterior.log_library
         log_library = None if of_library is None else of_library.sample((size,))
-        counts = module.decode(z, minibatch, log_library).sample()
-        if isinstance(module.likelihood, NormalLikelihood):
-            counts = module.likelihood.to_counts(counts, module.depth(minibatch, log_library)).round()
+        px = module.decode(z, minibatch, log_library)
+        counts = module.likelihood.draw_counts(px, module.depth(minibatch, log_library))
         start, end = end, end + size
         yield slice(start, end), counts
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from scvae_ext.diagnostics._gene_predictions import GenePredictions, leave_one_gene_out
-from scvae_ext.diagnostics._models import wrong_model
+from scvae_ext.diagnostics._models import held_out_cells, wrong_model
 from scvae_ext.diagnostics._zero_inflation_profile import PI_GRID, GeneProfiles, likelihood_ratio, profile_genes
 from scvae_ext.diagnostics._zero_inflation_refits import Refits, refit
 from scvae_ext.models import SCVAE
@@ -250,13 +250,7 @@ def zero_inflation(
             raise ValueError(f"{name}={value!r} must lie between 0 and 1.")
     n_refits = whole_number("n_refits", n_refits, least=0)
     seed = whole_number("seed", seed, least=0)
-    if scvae.is_trained and adata is None and indices is None:
-        indices = scvae.validation_indices
-        if indices is None or len(indices) == 0:
-            raise ValueError(
-                "The model holds out no cells of its AnnData: pass indices=..., adata=..., or train with train_size "
-                "below 1."
-            )
+    indices = held_out_cells(scvae, adata, indices)
     predictions = _predict(scvae, adata, indices, seed)
     n_cells = len(predictions.log_mean)
     if n_cells < FEW_CELLS:

@@ -106,6 +106,21 @@ class Likelihood(nn.Module, ABC, Generic[AnyDistribution]):
         """Return the log density of a prior on the parameters, in nats for all cells together, if there is one."""
         return None
 
+    def draw_counts(
+        self, px: AnyDistribution, depth: Float[Tensor, "*#samples cells"]
+    ) -> Float[Tensor, "*samples cells genes"]:
+        """Draw counts by torch's default generator.
+
+        Parameters
+        ----------
+        px
+            What ``forward`` returned.
+        depth
+            Library size in counts, or size factor, that it was given.
+        """
+        counts: Tensor = px.sample()
+        return counts
+
     @abstractmethod
     def reconstruction(self, px: AnyDistribution, minibatch: Minibatch) -> Float[Tensor, "*samples cells"]:
         r"""Return :math:`\sum_g \log p(x_g \mid z)` in nats.

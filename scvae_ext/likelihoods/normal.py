@@ -71,6 +71,10 @@ class NormalLikelihood(Likelihood[Normal]):
         log_prob: Tensor = px.log_prob(values).sum(-1)
         return log_prob
 
+    @override
+    def draw_counts(self, px: Normal, depth: Float[Tensor, "*#samples cells"]) -> Float[Tensor, "*samples cells genes"]:
+        return self.to_counts(px.sample(), depth).round()
+
     def to_counts(
         self, values: Float[Tensor, "*samples cells genes"], depth: Float[Tensor, "*#samples cells"]
     ) -> Float[Tensor, "*samples cells genes"]:

@@ -49,7 +49,6 @@ class Autoencoder(BaseModel):
     """
 
     latent_key = "X_autoencoder"
-    expression_key = "autoencoder_normalized"
     module: DeterministicAutoencoder
 
     def __init__(
@@ -154,7 +153,7 @@ class Autoencoder(BaseModel):
         )
         genes = select_genes(gene_list, self.registry.var_names)
         library_size = positive_number("library_size", library_size)
-        names = list(self.registry.var_names) if genes is None else [self.registry.var_names[gene] for gene in genes]
+        names = self._gene_names(genes)
         compute = partial(autoencoder_expression, batches=batches, genes=genes, library_size=library_size)
         pieces = Pieces(self.module, cells, compute, len(names))
         arguments = {

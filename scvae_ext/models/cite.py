@@ -88,8 +88,6 @@ class CiteVAE(
     ((200, 5), (200, 3))
     """
 
-    latent_key = "X_scvae"
-    expression_key = "scvae_normalized"
     reads = frozenset({"proteins"})
 
     def __init__(

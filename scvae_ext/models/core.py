@@ -27,6 +27,7 @@ from scvae_ext.models.results import (
     fingerprint,
     names_hash,
     require_free,
+    require_key,
     weights_hash,
     write_result,
 )
@@ -42,7 +43,6 @@ class ModelCore(ABC):
     """A module, the registry of the data that it is for, and the AnnData that results go to."""
 
     latent_key: ClassVar[str]
-    expression_key: ClassVar[str]
     reads: ClassVar[frozenset[str]] = frozenset()
     """What of the registry's further kinds of values, ``"proteins"`` and ``"peaks"``, the model reads."""
     module: "VAE | DeterministicAutoencoder"
@@ -255,6 +255,11 @@ class ModelCore(ABC):
     def _require_valid(self, source: CellSource) -> None:
         """Raise where the values of another AnnData do not fit the likelihood."""
 
+    def _gene_names(self, genes: Int[np.ndarray, "chosen"] | None) -> list[str]:
+        """Return the names of some genes, of all where ``None``."""
+        names = self.registry.var_names
+        return list(names) if genes is None else [names[gene] for gene in genes]
+
     def _require_free(self, slot: str, key: str | None, *suffixes: str) -> None:
         """Raise where a result, with any of the suffixes if there are some, would replace what the model reads."""
         require_free(self.registry, slot, key, suffixes or ("",))
@@ -275,8 +280,7 @@ class ModelCore(ABC):
         is_subset = not np.array_equal(cells.positions, np.arange(cells.source.n_cells))
         if key is None or (is_subset and not write_subset):
             return
-        if not isinstance(key, str) or not key:
-            raise ValueError(f"key_added={key!r} must be a name, or None to write nothing.")
+        require_key(key)
         self._require_free(slot, key)
         record = {**arguments, "n_cells": len(cells), "all_cells": not is_subset}
         write_result(adata, slot, key, values, cells.positions, self._provenance(record), columns, categories)

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scvae_ext.analysis import pearson_correlation, spearman_correlation
-from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.models.cells import Cells, target_batches
 from scvae_ext.modules import VAE
@@ -120,7 +119,4 @@ def _counts(
     """Draw the counts of cells that are all of one depth."""
     of_cell = minibatch.library_size.new_full(hidden.shape[:-1], depth)
     px = module.likelihood(hidden, of_cell, minibatch.batch if batch is None else batch, minibatch.label)
-    counts: Tensor = px.sample()
-    if isinstance(module.likelihood, NormalLikelihood):
-        counts = module.likelihood.to_counts(counts, of_cell).round()
-    return counts
+    return module.likelihood.draw_counts(px, of_cell)

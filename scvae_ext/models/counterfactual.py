@@ -117,7 +117,7 @@ def effect_of_settings(
     """
     every = replicate.cells
     positions = every.positions if own is None else own
-    same = Cells(every.source, positions, every.device, every.batch_size)
+    same = replace(every, positions=positions)
     of_found = of_truth = None
     if known is not None:
         # The shift as the replicate finds it, and as it is in the states that were simulated from.

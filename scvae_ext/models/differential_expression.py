@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -23,10 +22,11 @@ from scvae_ext.analysis import (
 )
 from scvae_ext.analysis.differential_expression import FEWEST_CELLS
 from scvae_ext.analysis.estimates import in_shared_batches
-from scvae_ext.data import make_actual, record_result
+from scvae_ext.data import make_actual
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.compared_cells import Units, large_enough
 from scvae_ext.models.groups import Groups
+from scvae_ext.models.results import record, require_key
 
 __all__ = [
     "ChangeOptions",
@@ -207,8 +207,7 @@ def write_ranking(adata: AnnData, key: str, tables: Mapping[str, pd.DataFrame], 
     ValueError
         If the key is not a name.
     """
-    if not isinstance(key, str) or not key:
-        raise ValueError(f"key_added={key!r} must be a name, or None to write nothing.")
+    require_key(key)
     arguments = provenance["arguments"]
     parameters = {
         "groupby": arguments["groupby"] or "",
@@ -220,8 +219,7 @@ def write_ranking(adata: AnnData, key: str, tables: Mapping[str, pd.DataFrame], 
     }
     make_actual(adata)
     adata.uns[key] = rank_genes_groups(tables, parameters)
-    written = datetime.now(UTC).isoformat(timespec="seconds")
-    record_result(adata, f'uns["{key}"]', {**provenance, "written": written})
+    record(adata, f'uns["{key}"]', provenance)
 
 
 def warn_of_unmeasured(tables: Mapping[str, pd.DataFrame], what: str) -> None:

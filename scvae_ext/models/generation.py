@@ -14,7 +14,6 @@ from torch import Tensor
 
 from scvae_ext.analysis import LibrarySizes, fit_library_sizes
 from scvae_ext.data import Registry
-from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.inference import draw_latent
@@ -217,20 +216,13 @@ def _with_library(minibatch: Minibatch, size: Float[np.ndarray, "cells"]) -> Min
 def _draw_counts(
     module: VAE, state: Tensor, minibatch: Minibatch, log_library: Tensor | None
 ) -> Float[Tensor, "cells genes"]:
-    px = module.decode(state, minibatch, log_library)
-
-    def draw() -> Tensor:
-        drawn = px.sample()
-        if isinstance(module.likelihood, NormalLikelihood):
-            drawn = module.likelihood.to_counts(drawn, module.depth(minibatch, log_library)).round().clamp_min(0.0)
-        return drawn
-
-    counts = draw()
+    px, depth = module.decode(state, minibatch, log_library), module.depth(minibatch, log_library)
+    counts = module.likelihood.draw_counts(px, depth)
     for _ in range(ATTEMPTS):
         empty = counts.sum(1) == 0
         if not bool(empty.any()):
             return counts
-        counts[empty] = draw()[empty]
+        counts[empty] = module.likelihood.draw_counts(px, depth)[empty]
     raise ValueError(
         f"{int((counts.sum(1) == 0).sum())} of {len(counts)} new cells got no counts in {ATTEMPTS} attempts: pass a "
         "larger library_size."

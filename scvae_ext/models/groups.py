@@ -116,7 +116,7 @@ def select_groups(
     if group1 is None:
         first = [position for position in range(len(names)) if position != second]
     else:
-        chosen = [group1] if isinstance(group1, str) or not isinstance(group1, Sequence | np.ndarray) else list(group1)
+        chosen = _as_list(group1)
         if not chosen:
             raise ValueError(f"group1 is an empty list: pass groups of {groupby!r} ({_listed(names)}).")
         first = [_position("group1", name, groupby, names) for name in chosen]
@@ -156,7 +156,7 @@ def cells_of_groups(obs: pd.DataFrame, groupby: str | None, group: str | Sequenc
     if group is None:
         return values
     names = list(values.cat.categories)
-    chosen = [group] if isinstance(group, str) or not isinstance(group, Sequence | np.ndarray) else list(group)
+    chosen = _as_list(group)
     if not chosen:
         raise ValueError(f"group={chosen!r} names no group: pass groups of {groupby!r} ({_listed(names)}).")
     return values.where(values.isin([names[_position("group", name, groupby, names)] for name in chosen]))
@@ -268,6 +268,11 @@ def obs_column(obs: pd.DataFrame, argument: str, key: str) -> pd.Series:
     # Categories that no cell has are left out, and the order of the others is kept.
     categories = obs[key].astype("category").cat.remove_unused_categories()
     return categories.cat.rename_categories(list(distinct_names(categories.cat.categories, key, argument)))
+
+
+def _as_list(groups: object) -> list[object]:
+    """Return several groups as a list, and a single one, by name or as the column holds it, as a list of one."""
+    return [groups] if isinstance(groups, str) or not isinstance(groups, Sequence | np.ndarray) else list(groups)
 
 
 def _position(argument: str, name: object, groupby: str, names: Sequence[str]) -> int:

@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Normal
 
-from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.models.cells import Cells, shared_noise, target_batches
 from scvae_ext.modules import VAE
@@ -268,9 +267,8 @@ def predictive_samples(
                 latent = torch.normal(posterior.qz.loc, posterior.qz.scale)
                 q_library = posterior.log_library
                 log_library = None if q_library is None else torch.normal(q_library.loc, q_library.scale)
-                counts = module.decode(latent, minibatch, log_library).sample()
-                if isinstance(module.likelihood, NormalLikelihood):
-                    counts = module.likelihood.to_counts(counts, module.depth(minibatch, log_library)).round()
+                px = module.decode(latent, minibatch, log_library)
+                counts = module.likelihood.draw_counts(px, module.depth(minibatch, log_library))
                 counts = counts if genes is None else counts[:, torch.from_numpy(genes)]
                 of_sample.append(sp.csr_matrix(counts.cpu().numpy()))
     return [sp.vstack(of_sample, format="csr") for of_sample in samples]

@@ -17,13 +17,13 @@ from scvae_ext.data import Registry
 from scvae_ext.likelihoods import NormalLikelihood
 from scvae_ext.minibatch import Minibatch
 from scvae_ext.models.cells import Cells, target_batches
+from scvae_ext.models.inference import expected_depth
 from scvae_ext.modules import VAE
 from scvae_ext.random_state import seeded
 
 __all__ = [
     "Replicate",
     "Targets",
-    "as_observed",
     "expression_interval",
     "in_batches",
     "measured_calibration",
@@ -77,17 +77,6 @@ class Replicate:
             return self
         self.module.to(device)
         return replace(self, cells=replace(self.cells, device=device))
-
-
-def as_observed(minibatch: Minibatch) -> Sequence[Minibatch]:
-    """Return the cells in the setting in which they were observed.
-
-    Parameters
-    ----------
-    minibatch
-        The cells.
-    """
-    return [minibatch]
 
 
 def in_batches(batches: Sequence[int]) -> Targets:
@@ -161,7 +150,8 @@ def expression_interval(
     for rows, minibatch, middle, spread in _log_expression(module, cells, targets, columns, shift):
         half = calibration.half_width(spread.cpu().numpy(), level, genes)
         if depth == "latent":
-            middle += _depth(module, minibatch).log().unsqueeze(-1)
+            library = module.encode(minibatch).log_library
+            middle += expected_depth(module, minibatch, library).log().unsqueeze(-1)
         else:
             middle += float(np.log(depth))
         centre = middle.cpu().numpy()
@@ -246,7 +236,7 @@ def measured_calibration(module: VAE, replicate: Replicate, targets: Targets, se
     every = replicate.cells
     n_cells = min(len(every), max(FEWEST_CELLS, MAX_ERRORS // n_genes))
     chosen = np.sort(np.random.default_rng(seed).choice(len(every), n_cells, replace=False))
-    some = Cells(every.source, every.positions[chosen], every.device, every.batch_size)
+    some = replace(every, positions=every.positions[chosen])
     error, spread = np.empty((n_cells, n_genes), dtype=np.float32), np.empty((n_cells, n_genes), dtype=np.float32)
     for rows, minibatch, middle, sd in _log_expression(replicate.module, some, targets, None):
         state = torch.from_numpy(replicate.latent[chosen[rows]]).to(every.device)
@@ -289,11 +279,3 @@ def _log_mean(
         total = total + module.likelihood.expression(module.decode_hidden(sample, setting))
     total = total if columns is None else total[:, columns]
     return (total / len(settings)).clamp_min(torch.finfo(total.dtype).tiny).log()
-
-
-def _depth(module: VAE, minibatch: Minibatch) -> Float[Tensor, "cells"]:
-    """Return size factor, observed library size, or the posterior mean of a latent one."""
-    library = module.encode(minibatch).log_library
-    if library is None:
-        return module.depth(minibatch, None)
-    return torch.exp(library.loc + 0.5 * library.scale.square())

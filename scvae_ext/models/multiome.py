@@ -88,8 +88,6 @@ class MultiomeVAE(
     ((200, 5), (200, 40))
     """
 
-    latent_key = "X_scvae"
-    expression_key = "scvae_normalized"
     reads = frozenset({"peaks"})
 
     def __init__(

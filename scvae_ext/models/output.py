@@ -5,7 +5,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from anndata import AnnData
 from anndata.io import write_elem
 from jaxtyping import Float
 
-from scvae_ext.data import record_result
 from scvae_ext.data.fields import in_pandas
 from scvae_ext.data.sources import files_of_anndata
 from scvae_ext.models.pieces import Pieces
+from scvae_ext.models.results import record
 
 __all__ = ["check_out", "write_pieces"]
 
@@ -113,7 +112,7 @@ def write_pieces(
     obs = in_pandas(adata.obs)
     skeleton = AnnData(obs=obs.iloc[positions], var=pd.DataFrame(index=list(columns)))
     where = "X" if slot is None else f'{slot[0]}["{slot[1]}"]'
-    record_result(skeleton, where, {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
+    record(skeleton, where, provenance)
     with _reported(path):
         # A link stays one: what it leads to is written.
         place = path.resolve()

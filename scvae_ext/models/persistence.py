@@ -2,19 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from anndata import AnnData
 from torch import Tensor
 
 from scvae_ext.data import Registry
+from scvae_ext.models.core import ModelCore
 from scvae_ext.models.results import weights_hash
 from scvae_ext.models.saving import read_model, write_model
-
-if TYPE_CHECKING:
-    pass
-from scvae_ext.models.core import ModelCore
 
 __all__ = ["PersistenceMixin"]
 

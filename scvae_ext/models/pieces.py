@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -72,9 +72,7 @@ class Pieces:
         places = self.places()
         if not self.is_lazy:
             for start, stop in places:
-                part = Cells(
-                    self.cells.source, self.cells.positions[start:stop], self.cells.device, self.cells.batch_size
-                )
+                part = replace(self.cells, positions=self.cells.positions[start:stop])
                 with evaluating(self.module):
                     values = self.compute(self.module, part)
                 yield slice(start, stop), values

@@ -23,7 +23,9 @@ __all__ = [
     "expression_slot",
     "fingerprint",
     "names_hash",
+    "record",
     "require_free",
+    "require_key",
     "require_names",
     "weights_hash",
     "write_gene_pairs",
@@ -123,7 +125,7 @@ def write_result(
     elif categories is not None:
         content = pd.Categorical.from_codes(values, categories=pd.Index(categories))
     getattr(adata, slot)[key] = content
-    record_result(adata, f'{slot}["{key}"]', {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
+    record(adata, f'{slot}["{key}"]', provenance)
 
 
 def write_gene_result(adata: AnnData, key: str, values: pd.DataFrame, provenance: Mapping[str, Any]) -> None:
@@ -142,7 +144,7 @@ def write_gene_result(adata: AnnData, key: str, values: pd.DataFrame, provenance
     """
     make_actual(adata)
     adata.varm[key] = values.reindex(adata.var_names).to_numpy(dtype=np.float32)
-    record_result(adata, f'varm["{key}"]', {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
+    record(adata, f'varm["{key}"]', provenance)
 
 
 def write_gene_pairs(adata: AnnData, key: str, values: pd.DataFrame, provenance: Mapping[str, Any]) -> None:
@@ -164,11 +166,42 @@ def write_gene_pairs(adata: AnnData, key: str, values: pd.DataFrame, provenance:
     ValueError
         If the key is not a name.
     """
-    if not isinstance(key, str) or not key:
-        raise ValueError(f"key_added={key!r} must be a name, or None to write nothing.")
+    require_key(key)
     make_actual(adata)
     adata.varp[key] = values.reindex(index=adata.var_names, columns=adata.var_names).to_numpy()
-    record_result(adata, f'varp["{key}"]', {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
+    record(adata, f'varp["{key}"]', provenance)
+
+
+def record(adata: AnnData, where: str, provenance: Mapping[str, Any]) -> None:
+    """Record where a result came from, and when it was written.
+
+    Parameters
+    ----------
+    adata
+        Where it was written.
+    where
+        The slot, as a user writes it.
+    provenance
+        What to record beside the time.
+    """
+    record_result(adata, where, {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
+
+
+def require_key(key: object) -> None:
+    """Raise where a result would be written under something that is no name.
+
+    Parameters
+    ----------
+    key
+        What the user passed.
+
+    Raises
+    ------
+    ValueError
+        If it is not a string, or an empty one.
+    """
+    if not isinstance(key, str) or not key:
+        raise ValueError(f"key_added={key!r} must be a name, or None to write nothing.")
 
 
 def require_names(names: Sequence[str], what: str) -> None:

@@ -116,9 +116,6 @@ class SCVAE(
     (200, 5)
     """
 
-    latent_key = "X_scvae"
-    expression_key = "scvae_normalized"
-
     def __init__(
         self,
         adata: AnnData,

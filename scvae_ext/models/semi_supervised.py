@@ -104,8 +104,6 @@ class SemiSupervisedVAE(
     """
 
     _set_aside: LabelPrior | None = None
-    latent_key = "X_scvae"
-    expression_key = "scvae_normalized"
 
     def __init__(
         self,

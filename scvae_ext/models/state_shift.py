@@ -1,6 +1,6 @@
 """What the latent state knows of a setting, and how it is carried over to cells that were not seen under it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from anndata import AnnData
@@ -60,7 +60,7 @@ def grouped_states(module: VAE, cells: Cells, adata: AnnData, shift_within: str)
     """
     column = obs_column(in_pandas(adata.obs), "shift_within", shift_within)
     groups = column.astype(str).where(column.notna(), "").to_numpy(dtype=str)
-    everything = Cells(cells.source, np.arange(cells.source.n_cells), cells.device, cells.batch_size)
+    everything = replace(cells, positions=np.arange(cells.source.n_cells))
     return GroupedStates(cells.source, mean_states(module, everything), groups, shift_within)
 
 

@@ -26,12 +26,11 @@ from scvae_ext.models.options import plan_options, true_or_false, whole_number
 from scvae_ext.models.query import select_cells
 from scvae_ext.modules import Bound, KeptReference, Trainable
 from scvae_ext.train import TrainingPlan
+from scvae_ext.train.history import History
 
 if TYPE_CHECKING:
     from lightning import LightningDataModule
     from lightning.pytorch.callbacks import Callback
-
-    from scvae_ext.train.history import History
 
 __all__ = ["TrainingMixin"]
 
@@ -150,7 +149,6 @@ class TrainingMixin(ModelCore):
         Ctrl-C ends training after the current steps and leaves the best weights so far.
         """
         from scvae_ext.train.fit import check_trainer_options, fit
-        from scvae_ext.train.history import History
         from scvae_ext.train.processes import count_processes
 
         named = inspect.signature(self.train).parameters.values()
@@ -268,7 +266,7 @@ class TrainingMixin(ModelCore):
         run: Callable[[Trainable, TrainingPlan], bool],
         plan: TrainingPlan,
         held_out: Cells,
-        history: "History",
+        history: History,
     ) -> None:
         """Do what follows a training that was not interrupted."""
 

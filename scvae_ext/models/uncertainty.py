@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scvae_ext.analysis import gaussian_entropy, gaussian_information, label_probabilities
-from scvae_ext.models.cells import BATCH_SIZE, Cells
+from scvae_ext.models.cells import Cells
 from scvae_ext.models.inference import draw_latent, latent_mean, latent_parameters
 from scvae_ext.modules import VAE
 
@@ -17,8 +17,8 @@ __all__ = ["Labels", "cell_uncertainty"]
 
 # Step of finite differences, in standard deviations of the prior where the cell is.
 STEP = 0.05
-# Entries of (cells, latent, genes) at once: 64 MB in single precision.
-MAX_ENTRIES = 2**24
+# Derivatives are held in double precision.
+COPIES_OF_SLOPES = 2
 
 Labels = tuple[Int[np.ndarray, "known"], tuple[str, ...]]
 
@@ -93,8 +93,7 @@ def _laplace_entropy(module: VAE, cells: Cells) -> Float[np.ndarray, "cells"]:
     """
     n_latent = module.n_latent
     entropy = np.empty(len(cells))
-    most = max(1, MAX_ENTRIES // (n_latent * cells.source.n_genes))
-    for rows, minibatch in replace(cells, batch_size=min(cells.batch_size or BATCH_SIZE, most)):
+    for rows, minibatch in cells.limited(COPIES_OF_SLOPES * n_latent * cells.source.n_genes):
         posterior = module.encode(minibatch)
         centre = posterior.qz.loc
         log_library = None if posterior.log_library is None else posterior.log_library.loc

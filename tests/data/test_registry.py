@@ -43,7 +43,7 @@ def test_keys_that_are_read():
 
 @pytest.mark.parametrize("registry", [FULL, PLAIN])
 def test_json_round_trip_is_exact(registry):
-    assert Registry.from_json(registry.to_json()) == registry
+    assert Registry.from_dict(json.loads(json.dumps(registry.to_dict()))) == registry
 
 
 def test_frozen():
@@ -60,7 +60,7 @@ def test_hash_is_stable_and_tells_registries_apart():
         dataclasses.replace(PLAIN, batch_key="b", batch_categories=("c",)),
     ]
     assert len({PLAIN.hash, FULL.hash, *(other.hash for other in others)}) == 5
-    assert Registry.from_json(FULL.to_json()).hash == FULL.hash
+    assert Registry.from_dict(json.loads(json.dumps(FULL.to_dict()))).hash == FULL.hash
 
 
 def test_other_format_is_refused():
@@ -70,17 +70,12 @@ def test_other_format_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "not valid JSON"),
-        ("[1]", r"must be a JSON object, but is '\[1\]'"),
-        (json.dumps({"format": 1}), "damaged.*var_names"),
-        (json.dumps(PLAIN.to_dict() | {"unknown": 1}), "damaged.*unknown"),
-    ],
+    ("fields", "message"),
+    [({"format": 1}, "damaged.*var_names"), (PLAIN.to_dict() | {"unknown": 1}, "damaged.*unknown")],
 )
-def test_damaged_registry_says_so(text, message):
+def test_damaged_registry_says_so(fields, message):
     with pytest.raises(ValueError, match=message):
-        Registry.from_json(text)
+        Registry.from_dict(fields)
 
 
 def test_require_counts():

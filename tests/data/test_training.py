@@ -158,7 +158,8 @@ def test_sizes_of_a_split(arguments, sizes):
 @settings(max_examples=100, deadline=None)
 @given(n=st.integers(3, 500), train=st.floats(0.01, 0.99), share=st.floats(0.01, 1), seed=st.integers(0, 99))
 def test_no_set_that_was_asked_for_is_empty(n, train, share, seed):
-    split = split_indices(n, train, share * (1 - train), seed=seed)
+    # Types of what is returned are checked above; here, each new length would be a check of its own.
+    split = split_indices.__wrapped__(n, train, share * (1 - train), seed=seed)
     np.testing.assert_array_equal(np.sort(np.concatenate(split)), np.arange(n))
     assert len(split[0]) >= 1
     assert len(split[1]) >= 1

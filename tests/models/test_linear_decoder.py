@@ -123,7 +123,7 @@ def test_weight_decay_leaves_loadings_alone(adata):
 
 
 def test_a_nonlinear_decoder_has_no_loadings(model):
-    with pytest.raises(ValueError, match='decoder="nonlinear": build it with decoder="linear"'):
+    with pytest.raises(ValueError, match='this model has none: build an SCVAE with decoder="linear"'):
         model.get_loadings()
 
 

@@ -10,6 +10,9 @@ from scvae_ext import CiteVAE, MultiomeVAE
 from scvae_ext.datasets import synthetic_counts
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+# More steps and units change little of what is asked here.
+ENOUGH = {"max_steps": 500, **QUIET}
+SIZE = {"n_hidden": 32, "n_latent": 10}
 SETUP = {
     CiteVAE: {"protein_expression_obsm_key": "protein"},
     MultiomeVAE: {"accessibility_obsm_key": "accessibility", "peak_names_uns_key": "peaks"},
@@ -22,10 +25,10 @@ def truth():
     return synthetic_counts(2100, 100, n_types=4, n_batches=3, n_proteins=12, n_peaks=150, library_size=600, seed=2)
 
 
-def trained(kind, adata, **options):
+def trained(kind, adata):
     kind.setup_anndata(adata, batch_key="batch", **SETUP[kind])
-    model = kind(adata, **options)
-    model.train(**QUIET)
+    model = kind(adata, **SIZE)
+    model.train(**ENOUGH)
     return model
 
 
@@ -34,7 +37,7 @@ def fitted(truth):
     """References of two batches, new cells to train on, and cells held out."""
     is_new = (truth.obs["batch"] == "batch_2").to_numpy()
     cells, query = truth[~is_new].copy(), truth[is_new].copy()
-    references = {kind: trained(kind, cells.copy(), n_latent=10) for kind in SETUP}
+    references = {kind: trained(kind, cells.copy()) for kind in SETUP}
     return references, query[:400].copy(), query[400:].copy()
 
 
@@ -44,7 +47,7 @@ def mapped(fitted):
     models = {}
     for kind, reference in references.items():
         models[kind] = kind.load_query_data(seen, reference)
-        models[kind].train(**QUIET)
+        models[kind].train(**ENOUGH)
     return models
 
 
@@ -52,7 +55,7 @@ def mapped(fitted):
 @BOTH
 def test_mapped_cells_are_described_about_as_well_as_by_a_model_of_all_cells(truth, fitted, mapped, kind):
     references, seen, held_out = fitted
-    of_all = trained(kind, truth[~truth.obs_names.isin(held_out.obs_names)].copy(), n_latent=10)
+    of_all = trained(kind, truth[~truth.obs_names.isin(held_out.obs_names)].copy())
     before = kind.load_query_data(seen, references[kind]).get_elbo(held_out, n_samples=20)
     after, best = (model.get_elbo(held_out, n_samples=20) for model in (mapped[kind], of_all))
     assert best - before > 7
@@ -108,7 +111,7 @@ def test_cells_without_the_second_kind_of_values_are_mapped_by_their_genes(fitte
     with pytest.warns(UserWarning, match=r"'batch_2'"):
         model = kind.load_query_data(plain, references[kind])
     before = model.get_elbo(others, n_samples=20)
-    model.train(**QUIET)
+    model.train(**ENOUGH)
     assert model.get_elbo(others, n_samples=20) > before + 6
     if kind is CiteVAE:
         probability = model.get_protein_foreground_probability(others, given="state", key_added=None)

@@ -24,6 +24,7 @@ __all__ = ["VAEModel"]
 class VAEModel(BaseModel):
     """A model whose module is a VAE, and what its mixins share."""
 
+    latent_key = "X_scvae"
     module: VAE
     _replicate: Replicate | None = None
     _residual_test: FactorTest | None = None
@@ -67,10 +68,6 @@ class VAEModel(BaseModel):
 
     def _own_positions(self, adata: AnnData, cells: Cells, own: CellSource) -> Int[np.ndarray, "chosen"]:
         return own_positions(adata, cells, self.adata, own)
-
-    def _gene_names(self, genes: Int[np.ndarray, "chosen"] | None) -> list[str]:
-        names = self.registry.var_names
-        return list(names) if genes is None else [names[gene] for gene in genes]
 
     def _write_columns(
         self,

@@ -274,8 +274,8 @@ class LatentMixin(VAEModel):
         loadings = self.module.loadings
         if loadings is None:
             raise ValueError(
-                'get_loadings needs a linear decoder, and this model has decoder="nonlinear": build it with '
-                'decoder="linear", and train it.'
+                'get_loadings needs a linear decoder, and this model has none: build an SCVAE with decoder="linear", '
+                "and train it."
             )
         return self._write_loadings(loadings, "Z", key_added)
 
