@@ -140,7 +140,7 @@ def compare_latent_dimensions(
     accelerator: str = "auto",
     enable_progress_bar: bool = True,
     n_genes: int = 1000,
-    level: float = 0.05,
+    significance: float = 0.05,
     n_samples: int = 200,
     n_optimisation_steps: int = 150,
     seed: int = 0,
@@ -167,7 +167,7 @@ def compare_latent_dimensions(
     train_size, validation_size
         Shares of the cells to train on and to choose the best weights by; the others are for the comparison, and
         must be 50 cells at least.
-    n_genes, level
+    n_genes, significance
         As for :func:`conditional_independence`.
     n_samples, n_optimisation_steps
         As for :func:`conditional_independence` and :func:`evidence`.
@@ -226,7 +226,7 @@ def compare_latent_dimensions(
                 model,
                 indices=held_out,
                 n_genes=n_genes,
-                level=level,
+                significance=significance,
                 n_samples=n_samples,
                 n_optimisation_steps=n_optimisation_steps,
                 seed=seed,

@@ -56,7 +56,7 @@ class ConditionalIndependence:
         Number of cells.
     effective_sample_size
         Of the draw of each cell's state.
-    level
+    significance
         False discovery rate of the pairs, and largest probability of a module where genes are independent.
     """
 
@@ -71,7 +71,7 @@ class ConditionalIndependence:
     p_values: Float[np.ndarray, "pairs"]
     n_cells: int
     effective_sample_size: Float[np.ndarray, "cells"]
-    level: float
+    significance: float
 
     @property
     def n_tested(self) -> int:
@@ -106,8 +106,8 @@ class ConditionalIndependence:
 
     @property
     def threshold(self) -> float:
-        """What the largest eigenvalue exceeds with probability :attr:`level`, at most, if genes are independent."""
-        return eigenvalue_threshold(self.n_cells, len(self.var_names), self.level)
+        """What the largest eigenvalue exceeds with probability :attr:`significance`, at most, given independence."""
+        return eigenvalue_threshold(self.n_cells, len(self.var_names), self.significance)
 
     @property
     def n_modules(self) -> int:
@@ -134,7 +134,7 @@ class ConditionalIndependence:
     @property
     def is_independent(self) -> bool:
         """Whether neither a pair, nor a module, nor the mean squared correlation is beyond chance."""
-        is_spread = self.excess > -float(ndtri(self.level)) * self.excess_error
+        is_spread = self.excess > -float(ndtri(self.significance)) * self.excess_error
         return not (len(self.pairs) or self.n_modules or is_spread)
 
     def to_frame(self, table: Table = "pairs") -> pd.DataFrame:
@@ -186,7 +186,7 @@ class ConditionalIndependence:
         modules = "module is" if self.n_modules == 1 else "modules are"
         return (
             f"Genes are not independent given the latent state: {len(self.pairs):,} of {self.n_tested:,} pairs "
-            f"correlate (false discovery rate {self.level:.0%}), and {self.n_modules} {modules} beyond chance."
+            f"correlate (false discovery rate {self.significance:.0%}), and {self.n_modules} {modules} beyond chance."
         )
 
     def summary(self) -> str:
@@ -223,7 +223,7 @@ def conditional_independence(
     indices: CellSelection | None = None,
     *,
     n_genes: int = 1000,
-    level: float = 0.05,
+    significance: float = 0.05,
     n_samples: int = 200,
     n_optimisation_steps: int = 150,
     batch_size: int | None = None,
@@ -272,7 +272,7 @@ def conditional_independence(
         given, the cells that training held out for validation; all cells of an ``adata`` that is given.
     n_genes
         How many genes, those with the most counts in these cells. Memory grows with its square.
-    level
+    significance
         False discovery rate of the pairs, and probability of finding any module where genes are independent (for
         correlations of a few hundred cells and genes it is smaller).
     n_samples
@@ -313,8 +313,8 @@ def conditional_independence(
     if not isinstance(model, GeneVAE):
         raise wrong_model(model, "conditional_independence", "a likelihood")
     n_genes = whole_number("n_genes", n_genes, least=LEAST_GENES)
-    if isinstance(level, bool) or not 0 < level < 1:
-        raise ValueError(f"level={level!r} must be a probability between 0 and 1.")
+    if isinstance(significance, bool) or not 0 < significance < 1:
+        raise ValueError(f"significance={significance!r} must be a probability between 0 and 1.")
     n_samples = whole_number("n_samples", n_samples, least=ConditionalIndependence.trusted_from)
     n_steps = whole_number("n_optimisation_steps", n_optimisation_steps)
     seed = whole_number("seed", seed, least=0)
@@ -322,8 +322,8 @@ def conditional_independence(
     _, cells = model._cells(adata, indices, batch_size, fill_missing_genes=False)
     chosen = testable_genes(cells, n_genes)
     correlation, effective = residual_correlation(model, cells, chosen, n_samples, n_steps, seed)
-    eigenvalues, loadings = modules_of(correlation, len(cells), level)
-    pairs, p_values = correlated_pairs(correlation, len(cells), level)
+    eigenvalues, loadings = modules_of(correlation, len(cells), significance)
+    pairs, p_values = correlated_pairs(correlation, len(cells), significance)
     result = ConditionalIndependence(
         var_names=pd.Index(model.registry.var_names)[chosen],
         correlation=correlation,
@@ -333,7 +333,7 @@ def conditional_independence(
         p_values=p_values,
         n_cells=len(cells),
         effective_sample_size=effective,
-        level=float(level),
+        significance=float(significance),
     )
     n_untrusted = np.count_nonzero(effective < result.trusted_from)
     if n_untrusted:

@@ -49,7 +49,7 @@ class ZeroInflation:
         Best :math:`\pi`, interval, profile of the likelihood, and cross-validated gain.
     p_value
         Of the hypothesis that :math:`\pi = 0`.
-    false_discovery_rate
+    fdr_target
         Share of the supported genes that may be wrong on average.
     level
         Confidence level of the intervals.
@@ -64,7 +64,7 @@ class ZeroInflation:
     detected: Float[np.ndarray, "genes"]
     profiles: GeneProfiles
     p_value: Float[np.ndarray, "genes"]
-    false_discovery_rate: float
+    fdr_target: float
     level: float
     negligible: float
     refits: Refits | None = None
@@ -78,7 +78,7 @@ class ZeroInflation:
     @property
     def is_supported(self) -> Bool[np.ndarray, "genes"]:
         r"""Whether the data reject :math:`\pi = 0`."""
-        return self.q_value <= self.false_discovery_rate
+        return self.q_value <= self.fdr_target
 
     @property
     def verdict(self) -> np.ndarray:
@@ -128,7 +128,7 @@ class ZeroInflation:
         gain, error = self.gain
         lines = [
             f"Zero inflation is supported in {counts['supported']} of {n_genes} genes (false discovery rate "
-            f"{self.false_discovery_rate:g}), not needed in {counts['not needed']} (pi below {self.negligible:g} with "
+            f"{self.fdr_target:g}), not needed in {counts['not needed']} (pi below {self.negligible:g} with "
             f"{self.level:.0%} confidence), and not identifiable in {counts['not identifiable']}, where {self.n_cells} "
             "cells cannot tell.",
             f"Adding one pi to each gene in turn changes the held-out log evidence by {gain:+.3f} nats per cell "
@@ -147,7 +147,7 @@ def zero_inflation(
     adata: AnnData | None = None,
     indices: CellSelection | None = None,
     *,
-    false_discovery_rate: float = 0.05,
+    fdr_target: float = 0.05,
     level: float = 0.95,
     negligible: float = 0.1,
     n_refits: int = 0,
@@ -196,7 +196,7 @@ def zero_inflation(
     indices
         Cells: positions, a boolean mask or names. Where neither ``adata`` nor ``indices`` is given, the cells that
         training held out for validation; all cells of an ``adata`` that is given. At least 20.
-    false_discovery_rate
+    fdr_target
         Of the verdict ``"supported"``.
     level
         Confidence level of the intervals.
@@ -242,7 +242,7 @@ def zero_inflation(
     """
     scvae = _require_counts_model(model)
     for name, value in {
-        "false_discovery_rate": false_discovery_rate,
+        "fdr_target": fdr_target,
         "level": level,
         "negligible": negligible,
     }.items():
@@ -279,7 +279,7 @@ def zero_inflation(
         detected=np.asarray((predictions.counts > 0).mean(axis=0)).ravel(),
         profiles=profiles,
         p_value=np.where(ratio > 0, 0.5 * stats.chi2.sf(ratio, 1), 1.0),
-        false_discovery_rate=false_discovery_rate,
+        fdr_target=fdr_target,
         level=level,
         negligible=negligible,
         refits=refits,

@@ -22,7 +22,7 @@ class _ZeroInflation(Protocol):
     @property
     def level(self) -> float: ...
     @property
-    def false_discovery_rate(self) -> float: ...
+    def fdr_target(self) -> float: ...
     @property
     def profile(self) -> pd.DataFrame: ...
     def to_frame(self) -> pd.DataFrame: ...
@@ -53,7 +53,7 @@ def zero_inflation(result: _ZeroInflation, *, save: str | PathLike[str] | None =
     n_supported = int((frame["verdict"] == "supported").sum())
     figure.suptitle(
         f"Zero inflation is supported in {n_supported:,} of {len(frame):,} genes "
-        f"(false discovery rate {result.false_discovery_rate:g}, {result.n_cells:,} cells)",
+        f"(false discovery rate {result.fdr_target:g}, {result.n_cells:,} cells)",
         fontsize=11,
     )
     _draw_genes(left, frame)

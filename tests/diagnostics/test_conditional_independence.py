@@ -185,7 +185,7 @@ def result_of(correlation, n_cells=100, loadings=None, pairs=()):
         p_values=np.full(len(pairs), 1e-6),
         n_cells=n_cells,
         effective_sample_size=np.full(n_cells, 50.0),
-        level=0.05,
+        significance=0.05,
     )
 
 
@@ -216,7 +216,7 @@ def test_an_unknown_table_is_refused(unchecked):
     [
         ({"indices": np.arange(49)}, "49 cells are too few .* at least 50"),
         ({"indices": np.repeat(np.arange(30), 2)}, "more than once"),
-        ({"indices": np.arange(60), "level": 0.0}, "level=0.0 must be a probability"),
+        ({"indices": np.arange(60), "significance": 0.0}, "significance=0.0 must be a probability"),
         ({"indices": np.arange(60), "n_genes": 1}, "n_genes=1 must be a whole number of at least 2"),
         ({"indices": np.arange(60), "n_samples": 9}, "n_samples=9 must be"),
         ({}, "15 cells are too few"),

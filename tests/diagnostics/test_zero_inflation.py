@@ -151,7 +151,7 @@ def _result(ratio, upper, **options):
         gain_error=zeros,
         gain_of_cells=np.array([1.0, 2.0, 3.0, 6.0]),
     )
-    options = {"false_discovery_rate": 0.05, "level": 0.95, "negligible": 0.1} | options
+    options = {"fdr_target": 0.05, "level": 0.95, "negligible": 0.1} | options
     names = pd.Index([f"gene {number}" for number in range(len(ratio))])
     return ZeroInflation(names, 4, zeros + 0.5, profiles, 0.5 * stats.chi2.sf(ratio, 1), **options)
 
@@ -161,7 +161,7 @@ def test_verdicts_follow_from_error_rate_and_interval():
     found = _result(ratio, upper)
     assert found.verdict.tolist() == ["supported", "not needed", "not identifiable", "supported"]
     assert _result(ratio, upper, negligible=0.2).verdict[2] == "not needed"
-    assert _result(ratio, upper, false_discovery_rate=0.01).verdict.tolist()[3] == "not needed"
+    assert _result(ratio, upper, fdr_target=0.01).verdict.tolist()[3] == "not needed"
     # Benjamini and Hochberg: the second smallest of four p-values counts twice.
     assert found.q_value[3] == pytest.approx(2 * 0.5 * stats.chi2.sf(4.0, 1))
 
@@ -181,7 +181,7 @@ def test_few_cells_are_said_to_be_few(trained):
 def test_mistakes_are_named(trained, simulated):
     model = trained("nb")
     for options, message in (
-        ({"false_discovery_rate": 0.0}, r"false_discovery_rate=0\.0 must lie between 0 and 1"),
+        ({"fdr_target": 0.0}, r"fdr_target=0\.0 must lie between 0 and 1"),
         ({"level": 1.0}, r"level=1\.0 must lie"),
         ({"negligible": -0.1}, r"negligible=-0\.1 must lie"),
         ({"n_refits": -1}, "n_refits=-1 must be a whole number"),
