@@ -17,6 +17,7 @@ from scvae_ext.models.mixins import (
     ComparisonMixin,
     CounterfactualMixin,
     ExpressionMixin,
+    FactorsMixin,
     GenerationMixin,
     LatentMixin,
     ReferenceMixin,
@@ -37,6 +38,7 @@ __all__ = ["SCVAE"]
 
 class SCVAE(
     LatentMixin,
+    FactorsMixin,
     ExpressionMixin,
     CounterfactualMixin,
     ScoresMixin,

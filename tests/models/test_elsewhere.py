@@ -109,7 +109,7 @@ def _numbers(result):
 def test_getters_answer_as_on_the_cpu(trained, kind):
     model = trained(kind)
     known = [getter for getter in GETTERS if hasattr(type(model), getter)]
-    assert len(known) >= (3 if kind == "autoencoder" else 16)
+    assert len(known) >= (3 if kind == "autoencoder" else 13)
     for getter, options in [(name, options) for name in known for options in GETTERS[name]]:
         if kind not in ONLY.get(getter, MODELS):
             with pytest.raises(ValueError, match=r"needs a|has no residual factors"):

@@ -6,6 +6,7 @@ from scvae_ext.models.mixins.counterfactual import CounterfactualMixin
 from scvae_ext.models.mixins.differential_accessibility import DifferentialAccessibilityMixin
 from scvae_ext.models.mixins.differential_proteins import DifferentialProteinMixin
 from scvae_ext.models.mixins.expression import ExpressionMixin
+from scvae_ext.models.mixins.factors import FactorsMixin
 from scvae_ext.models.mixins.generation import GenerationMixin
 from scvae_ext.models.mixins.labels import LabelMixin
 from scvae_ext.models.mixins.latent import LatentMixin
@@ -22,6 +23,7 @@ __all__ = [
     "DifferentialAccessibilityMixin",
     "DifferentialProteinMixin",
     "ExpressionMixin",
+    "FactorsMixin",
     "GenerationMixin",
     "LabelMixin",
     "LatentMixin",
