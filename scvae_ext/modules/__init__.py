@@ -17,7 +17,7 @@ from scvae_ext.modules.label_prior import LabelPrior
 from scvae_ext.modules.modality import Modality
 from scvae_ext.modules.networks import DecoderKind, LatentDistribution, Networks
 from scvae_ext.modules.new_batches import copy_reference
-from scvae_ext.modules.objectives import BatchPenalised, FreeBitsElbo, ImportanceWeighted, LabelWeighted
+from scvae_ext.modules.objectives import BatchPenalised, FreeBitsElbo, FreeLocation, ImportanceWeighted, LabelWeighted
 from scvae_ext.modules.outputs import Elbo, Objective, Posterior, SquaredError, VAEOutput
 from scvae_ext.modules.prior import LearnedPrior, MixturePrior, PriorKind, VampPrior
 from scvae_ext.modules.proteins import ProteinModality
@@ -37,6 +37,7 @@ __all__ = [
     "DeterministicAutoencoder",
     "Elbo",
     "FreeBitsElbo",
+    "FreeLocation",
     "GradientEstimator",
     "HandDerivedElbo",
     "ImportanceWeighted",

@@ -10,7 +10,7 @@ from torch import Tensor
 from scvae_ext.modules.outputs import Elbo, Objective
 from scvae_ext.types import CellsByLatent, CellValues
 
-__all__ = ["BatchPenalised", "FreeBitsElbo", "ImportanceWeighted", "LabelWeighted"]
+__all__ = ["BatchPenalised", "FreeBitsElbo", "FreeLocation", "ImportanceWeighted", "LabelWeighted"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,46 @@ class BatchPenalised(Objective):
         terms = self.bound.terms()
         dependence = self.dependence.expand_as(terms["elbo"])
         return {"penalised_elbo": terms["elbo"] - self.weight * dependence, **terms, "batch_dependence": dependence}
+
+
+@dataclass(frozen=True)
+class FreeLocation(Objective):
+    r"""A bound in which it costs nothing where a cell lies, :math:`\mathcal L + \tfrac12 \sum_d \mu_d^2`.
+
+    The divergence from a standard normal has the term :math:`\tfrac12 \mu_d^2` for the mean of each dimension. It is
+    right for cells that are composed like those that the prior stands for. For others, such as cells of one type, it
+    pays for moving all of them to the origin.
+
+    Parameters
+    ----------
+    bound
+        The bound of each cell, in nats, with such a divergence.
+    location
+        :math:`\tfrac12 \sum_d \mu_d^2` of each cell, in nats.
+    monitor
+        Term of the bound by which weights are judged.
+    """
+
+    bound: Objective
+    location: CellValues
+    monitor: str
+
+    def score(self, kl_weight: float = 1.0, penalty_share: float = 1.0) -> CellValues:
+        """Return the score of each cell; higher is better.
+
+        Parameters
+        ----------
+        kl_weight
+            Weight of the divergence from the prior.
+        penalty_share
+            As for the bound.
+        """
+        return self.bound.score(kl_weight, penalty_share) + kl_weight * self.location
+
+    def terms(self) -> dict[str, Float[Tensor, "*samples cells"]]:
+        """Return the terms of the bound, and the one by which it is judged with free locations."""
+        terms = self.bound.terms()
+        return {"free_location_elbo": terms[self.monitor] + self.location, **terms}
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,9 @@ class TrainingBar(Callback):
         """Show the newest held-out score."""
         metric = trainer.callback_metrics.get(f"{self.monitor}_validation")
         if self._bar is not None and metric is not None:
-            self._bar.set_postfix({f"held-out {self.monitor.upper()}": f"{float(metric):.4g}"}, refresh=False)
+            self._bar.set_postfix(
+                {f"held-out {self.monitor.upper().replace('_', ' ')}": f"{float(metric):.4g}"}, refresh=False
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""

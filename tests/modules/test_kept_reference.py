@@ -131,6 +131,33 @@ def test_a_first_step_follows_the_gradient_of_the_objective():
     assert not weight.grad[:, :N_HIDDEN].any()
 
 
+@pytest.mark.parametrize("penalty", [0.0, 3.0])
+def test_where_new_cells_lie_costs_nothing(penalty):
+    vae, minibatch = extended(), make_minibatch(40, N_GENES, n_batches=4)
+    bound = trainable_bound(vae, "elbo", 1, 0.0, penalty)
+    view = KeptReference(bound, vae, NEW, N_KNOWN)
+    found, plain = (each.objective(minibatch, torch.Generator().manual_seed(3)) for each in (view, bound))
+    qz = vae.encode(minibatch).qz
+    # The divergence from a Gaussian that lies where the posterior does.
+    free = torch.distributions.kl_divergence(qz, Normal(qz.loc, torch.ones_like(qz.loc))).sum(-1)
+    torch.testing.assert_close(found.score(0.7) - found.score(0.0), -0.7 * free, rtol=1e-4, atol=1e-3)
+    assert view.monitor == "free_location_elbo"
+    torch.testing.assert_close(found.terms()[view.monitor], found.score())
+    torch.testing.assert_close(found.terms()["elbo"], plain.terms()["elbo"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound"), [("vamp", ("elbo", 1, 0.0)), ("nb", ("iwae", 2, 0.0)), ("nb", ("elbo", 1, 0.5))]
+)
+def test_other_priors_and_bounds_are_as_they_are(kind, bound):
+    vae = extended(kind)
+    plain = trainable_bound(vae, *bound)
+    view = KeptReference(plain, vae, NEW, N_KNOWN)
+    assert view.monitor == plain.monitor
+    scores = [each.objective(cells(), torch.Generator().manual_seed(3)).score() for each in (view, plain)]
+    torch.testing.assert_close(*scores)
+
+
 def test_the_prior_on_shifts_is_gaussian():
     vae = extended()
     with torch.no_grad():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scvae_ext.modules import BatchPenalised, Elbo, FreeBitsElbo
+from scvae_ext.modules import BatchPenalised, Elbo, FreeBitsElbo, FreeLocation
 
 KL = torch.tensor([[0.1, 2.0, 0.6], [0.3, 4.0, 0.2]])
 
@@ -39,3 +39,12 @@ def test_the_penalty_is_taken_off_and_reported():
     assert terms["penalised_elbo"].tolist() == pytest.approx([-21.0, -33.0])
     assert terms["elbo"].tolist() == pytest.approx([-11.0, -23.0])
     assert terms["batch_dependence"].tolist() == pytest.approx([0.2, 0.2])
+
+
+def test_where_a_cell_lies_is_free_in_what_is_trained_on_and_not_in_the_elbo():
+    elbo = Elbo(torch.tensor([-10.0, -20.0]), torch.tensor([4.0, 3.0]))
+    free = FreeLocation(elbo, torch.tensor([2.5, 0.5]), "elbo")
+    assert free.score(0.5).tolist() == pytest.approx([-10.75, -21.25])
+    terms = free.terms()
+    assert terms["free_location_elbo"].tolist() == pytest.approx([-11.5, -22.5])
+    assert terms["elbo"].tolist() == pytest.approx([-14.0, -23.0])

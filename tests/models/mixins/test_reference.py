@@ -576,3 +576,20 @@ def test_a_first_training_of_a_mapped_model_that_fails_decides_no_split(small):
     other.train(max_steps=5, train_size=0.5, **QUIET)
     np.testing.assert_array_equal(mapped.train_indices, other.train_indices)
     assert mapped.get_elbo(n_samples=20) == pytest.approx(other.get_elbo(n_samples=20), abs=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell_type", ["type_0", "type_2"])
+def test_cells_of_one_type_by_themselves_stay_with_their_type(cell_type):
+    cells, query = parts(synthetic_counts(1200, 100, n_types=4, n_batches=3, library_size=400, seed=1), "batch_2")
+    SCVAE.setup_anndata(cells, batch_key="batch")
+    reference = SCVAE(cells, n_latent=5, n_hidden=32)
+    reference.train(max_steps=400, **QUIET)
+    nearest = KNeighborsClassifier(15).fit(
+        reference.get_latent_representation(key_added=None), cells.obs["cell_type"].astype(str)
+    )
+    query = query[query.obs["cell_type"] == cell_type].copy()
+    mapped = SCVAE.load_query_data(query, reference)
+    mapped.train(max_steps=400, **QUIET)
+    # With a pull to the origin it was a tenth and a quarter of them.
+    assert np.mean(nearest.predict(mapped.get_latent_representation(key_added=None)) == cell_type) > 0.8
