@@ -47,3 +47,12 @@ def test_the_mean_of_points_on_the_simplex_is_not_the_point_of_the_mean(load):
     found = inference.latent_mean(module, cells, 4000, 0)
     np.testing.assert_allclose(found, expected, atol=0.005)
     assert np.abs(at_mean - expected).max() > 0.02
+
+
+@torch.no_grad()
+def test_terms_of_the_elbo_are_the_same_however_many_samples_fit_into_memory(model, cells, monkeypatch):
+    at_once = inference.elbo_terms(model.module, cells(), 200, 0)
+    monkeypatch.setattr("scvae_ext.models.cells.MAX_ENTRIES", 120 * 30 * 7)
+    in_parts = inference.elbo_terms(model.module, cells(batch_size=120), 200, 0)
+    np.testing.assert_allclose(in_parts["kl"], at_once["kl"], rtol=1e-5)
+    np.testing.assert_allclose(in_parts["elbo"].mean(), at_once["elbo"].mean(), atol=0.5)
