@@ -477,3 +477,19 @@ def test_effects_their_width_and_the_overlap_are_those_of_states_that_were_moved
         np.testing.assert_allclose(overlap.ratio, at_home.ratio, atol=0.03)
         np.testing.assert_allclose(overlap.distance_rank, at_home.distance_rank, atol=0.03)
         assert overlap.dependence.auc == pytest.approx(at_home.dependence.auc, abs=1e-3)
+
+
+def test_ten_cells_in_either_setting_are_enough_to_compare_a_group():
+    rng = np.random.default_rng(2)
+    treated = np.arange(61) % 2 == 1
+    treated[40:] = np.arange(21) < 10
+    # Of the second group ten cells are treated and eleven are not; of nine nothing is said.
+    groups = np.array(["x"] * 40 + ["y"] * 21)
+    states = rng.normal(size=(61, 3)) + treated[:, None] * np.where(groups == "x", 1, 50)[:, None]
+    for n_treated, source in ((10, "y"), (9, "x")):
+        kept = np.r_[np.arange(40), np.arange(50 - n_treated, 61)]
+        own, setting = _grouped(states[kept], groups[kept], treated[kept])
+        shift = state_shift(own, setting, own, np.array([len(kept) - 1]))
+        known = groups[kept] == source
+        expected = (states[kept][known & treated[kept]]).mean(0) - (states[kept][known & ~treated[kept]]).mean(0)
+        np.testing.assert_allclose(shift[0], expected, rtol=1e-4)
