@@ -296,3 +296,16 @@ def test_a_cell_is_no_neighbour_of_itself_where_others_have_no_label(model, adat
     labelled = adata.obs["own"].notna().to_numpy()
     found = model.get_cell_uncertainty(labels_key="own", n_neighbors=1, key_added=None)
     assert (found["label"].astype(str) != adata.obs["own"])[labelled].all()
+
+
+def test_entropy_by_the_decoder_is_at_the_mean_of_a_latent_log_library_size(load, monkeypatch):
+    model = load("latent library")
+    given, decode = [], model.module.decode
+    monkeypatch.setattr(model.module, "decode", lambda *arguments: (given.append(arguments[2]), decode(*arguments))[1])
+    model.get_cell_uncertainty(key_added=None)
+    with torch.no_grad():
+        expected = model.module.encode(model._own_source().minibatch(np.arange(120))).log_library.loc
+    # The scale of counts, and two points on either side of each of three dimensions.
+    assert len(given) == 7
+    for log_library in given:
+        torch.testing.assert_close(log_library, expected)
