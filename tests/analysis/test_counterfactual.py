@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import scvae_ext as sv
-from scvae_ext.analysis import CounterfactualEffect, Overlap
+from scvae_ext.analysis import CounterfactualEffect, Overlap, calibrate_intervals, setting_overlap
 from scvae_ext.data import align, read_registry
 from scvae_ext.models.settings import read_setting
 from scvae_ext.models.state_shift import GroupedStates, state_shift
@@ -372,6 +372,31 @@ def test_a_state_has_to_be_seen_under_both_settings():
     assert "y: the 90 % interval leaves out zero for 1 genes; 50 % of 2 cells" in str(found)
 
 
+def test_rows_of_the_table_are_groups_as_given_and_in_each_the_largest_effects_first():
+    lfc = np.array([[0.5, -2.0, 1.0], [3.0, 0.0, -4.0]])
+    nothing = Overlap(np.ones(2), np.ones(2), None)
+    found = CounterfactualEffect(
+        control={"batch": "a"},
+        treated={"batch": "b"},
+        mean_control=np.ones((2, 3)),
+        mean_treated=2**lfc,
+        lfc=lfc,
+        half_width=np.full((2, 3), 0.75),
+        level=0.9,
+        groups=pd.Index(["y", "x"]),
+        n_cells=np.array([1, 1]),
+        overlap_control=nothing,
+        overlap_treated=nothing,
+        group_of_cell=np.array(["x", "y"]),
+        var_names=pd.Index(["g", "h", "i"]),
+    )
+    frame = found.to_frame()
+    assert frame.index.tolist() == [("y", "h"), ("y", "i"), ("y", "g"), ("x", "i"), ("x", "g"), ("x", "h")]
+    assert frame["lfc"].tolist() == [-2.0, 1.0, 0.5, -4.0, 3.0, 0.0]
+    assert frame["excludes_zero"].tolist() == [True, True, False, True, True, False]
+    np.testing.assert_allclose(frame["mean_treated"], 2 ** frame["lfc"])
+
+
 def test_errors_are_those_of_the_same_cells_wherever_they_are(with_covariates):
     """Of a view or a copy they are those of the model's own cells; after another order they are found out anew."""
     model, before = with_covariates, with_covariates.adata
@@ -401,3 +426,70 @@ def test_other_cells_of_the_model_need_a_new_calibration(with_covariates, monkey
     model.adata = before
     assert model._refitted() is replicate
     assert asked == [200, 100, 200]
+
+
+@pytest.mark.parametrize("groupby", [None, "cell_type"])
+def test_effects_their_width_and_the_overlap_are_those_of_states_that_were_moved(with_covariates, groupby):
+    """All of it over again: states moved by the difference of their type, decoded, and compared with the truth."""
+    model = with_covariates
+    adata, replicate = model.adata, model._refitted()
+    seen, cell_type = adata.obs["batch"].cat.codes.to_numpy(), adata.obs["cell_type"].cat.codes.to_numpy()
+    group = np.zeros(200, dtype=np.int64) if groupby is None else cell_type
+    column = [covariate.key for covariate in model.registry.categorical_covariates].index("batch")
+
+    def moved(states, setting):
+        there = states.copy()
+        for code in range(5):
+            of_type = cell_type == code
+            difference = states[of_type & (seen == setting)].mean(0) - states[of_type & (seen != setting)].mean(0)
+            there[of_type & (seen != setting)] += difference
+        return there
+
+    def log_ratio(module, minibatch, states):
+        means = []
+        for setting in (0, 1):
+            categories = minibatch.categorical_covariates.clone()
+            categories[:, column] = setting
+            hidden = module.decode_hidden(
+                torch.from_numpy(moved(states, setting)), replace(minibatch, categorical_covariates=categories)
+            )
+            values = module.likelihood.expression(hidden).double().numpy()
+            means.append(np.stack([values[group == code].mean(0) for code in np.unique(group)]))
+        return np.log2(means[1] / means[0])
+
+    model.module.eval()
+    replicate.module.eval()
+    with torch.no_grad():
+        own = model._own_source().minibatch(np.arange(200))
+        drawn = replicate.cells.source.minibatch(np.arange(200))
+        states, again = model.module.encode(own).qz.loc.numpy(), replicate.module.encode(drawn).qz.loc.numpy()
+        expected = log_ratio(model.module, own, states)
+        error = log_ratio(replicate.module, drawn, again) - log_ratio(model.module, drawn, replicate.latent)
+    found = model.counterfactual_effect(
+        {"batch": "batch_0"}, {"batch": "batch_1"}, groupby=groupby, shift_within="cell_type", n_samples=1
+    )
+    np.testing.assert_allclose(found.lfc, expected, atol=1e-4)
+    for row, of_group in zip(found.half_width, error, strict=True):
+        calibration = calibrate_intervals(of_group[None], np.zeros((1, 100)), replicate.mean_counts)
+        np.testing.assert_allclose(row, calibration.half_width(np.zeros((1, 100)), 0.9)[0], rtol=1e-3, atol=1e-5)
+    for setting, overlap in enumerate((found.overlap_control, found.overlap_treated)):
+        at_home = setting_overlap(states, seen == setting, moved(states, setting))
+        np.testing.assert_allclose(overlap.ratio, at_home.ratio, atol=0.03)
+        np.testing.assert_allclose(overlap.distance_rank, at_home.distance_rank, atol=0.03)
+        assert overlap.dependence.auc == pytest.approx(at_home.dependence.auc, abs=1e-3)
+
+
+def test_ten_cells_in_either_setting_are_enough_to_compare_a_group():
+    rng = np.random.default_rng(2)
+    treated = np.arange(61) % 2 == 1
+    treated[40:] = np.arange(21) < 10
+    # Of the second group ten cells are treated and eleven are not; of nine nothing is said.
+    groups = np.array(["x"] * 40 + ["y"] * 21)
+    states = rng.normal(size=(61, 3)) + treated[:, None] * np.where(groups == "x", 1, 50)[:, None]
+    for n_treated, source in ((10, "y"), (9, "x")):
+        kept = np.r_[np.arange(40), np.arange(50 - n_treated, 61)]
+        own, setting = _grouped(states[kept], groups[kept], treated[kept])
+        shift = state_shift(own, setting, own, np.array([len(kept) - 1]))
+        known = groups[kept] == source
+        expected = (states[kept][known & treated[kept]]).mean(0) - (states[kept][known & ~treated[kept]]).mean(0)
+        np.testing.assert_allclose(shift[0], expected, rtol=1e-4)

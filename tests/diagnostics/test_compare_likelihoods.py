@@ -10,7 +10,14 @@ from known_model import KnownModel
 
 from scvae_ext import SCVAE, datasets
 from scvae_ext.data.fields import layer_names
-from scvae_ext.diagnostics import Evidence, LikelihoodComparison, compare_likelihoods, posterior_predictive_check
+from scvae_ext.diagnostics import (
+    Evidence,
+    LikelihoodComparison,
+    compare_likelihoods,
+    evidence,
+    posterior_predictive_check,
+)
+from scvae_ext.diagnostics.rounded_normal import on_scale_of_counts
 
 N_CELLS = 50
 
@@ -254,3 +261,12 @@ def test_an_interrupt_ends_the_comparison(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         compare_likelihoods(adata, ["poisson", "nb"], **options)
     assert len(trainings) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The effective sample size")
+def test_normal_values_are_compared_by_the_probabilities_of_counts(found):
+    model = found.models["normal"]
+    options = {"indices": model.test_indices, "n_samples": 100, "seed": 0}
+    of_counts, of_values = evidence(on_scale_of_counts(model), **options), evidence(model, **options)
+    np.testing.assert_allclose(found.evidence["normal"].log_evidence, of_counts.log_evidence)
+    assert (np.abs(of_counts.log_evidence - of_values.log_evidence) > 1).all()

@@ -248,3 +248,17 @@ def test_no_held_out_cells_is_an_error(counts):
     model.train(max_steps=1, train_size=1.0, enable_progress_bar=False)
     with pytest.raises(ValueError, match="holds out no cells"):
         conditional_independence(model)
+
+
+@pytest.mark.parametrize(("z", "is_independent"), [(1.6, True), (1.7, False)])
+def test_an_excess_is_called_one_beyond_what_chance_gives_at_the_level(z, is_independent):
+    n_cells, n_genes = 100, 20
+    error = math.sqrt(2 * (n_cells - 2) / ((n_cells - 1) ** 2 * (n_cells + 1)) / (n_genes * (n_genes - 1) / 2))
+    correlation = np.full((n_genes, n_genes), math.sqrt(1 / (n_cells - 1) + z * error))
+    # Of both signs, so that there is no module.
+    signs = np.sign(np.random.default_rng(0).normal(size=(n_genes, n_genes)))
+    correlation *= np.triu(signs, 1) + np.triu(signs, 1).T
+    np.fill_diagonal(correlation, 1)
+    found = result_of(correlation, n_cells)
+    assert found.excess == pytest.approx(z * found.excess_error)
+    assert found.is_independent == is_independent

@@ -114,3 +114,29 @@ def test_loadings_of_a_block_of_equal_correlations_have_their_closed_form():
     assert eigenvalues[0] == pytest.approx(1 + (k - 1) * r)
     np.testing.assert_allclose(loadings[:k, 0], np.sqrt((k - 1) * r / k))
     assert (loadings[k:] == 0).all()
+
+
+def test_a_loading_is_kept_where_noise_would_give_none_of_all_modules_as_large():
+    """Of two blocks of equal correlations, and a gene of which the correlation with all of the first is raised."""
+    k, r, n_genes, n_cells, level = 12, 0.5, 60, 500, 0.05
+    ratio = n_genes / (n_cells - 1)
+    kept, above = [], []
+    for c in np.linspace(0.09, 0.14, 26):
+        correlation = np.eye(n_genes)
+        for block in (slice(0, k), slice(k, 2 * k)):
+            correlation[block, block] += r * (1 - np.eye(k))
+        correlation[2 * k, :k] = correlation[:k, 2 * k] = c
+        _, loadings = modules_of(correlation, n_cells, level)
+        assert loadings.shape == (n_genes, 2)
+        kept.append(loadings[2 * k].any())
+        # The first eigenvalue less one, and the loading of the gene, in closed form.
+        common = ((k - 1) * r + np.sqrt(((k - 1) * r) ** 2 + 4 * k * c**2)) / 2
+        loading = np.sqrt(common / (1 + common**2 / (k * c**2)))
+        # The true eigenvalue l, of which l + ratio l / (l - 1) is observed, and the share of noise in its eigenvector.
+        true = max(np.roots([1, ratio - 2 - common, 1 + common]))
+        share = 1 - (1 - ratio / (true - 1) ** 2) / (1 + ratio / (true - 1))
+        # A loading of noise is larger than this with the probability that each of 60 genes in two modules is left.
+        bound = np.sqrt(common * share / n_genes) * stats.norm.isf(level / (2 * n_genes * 2))
+        above.append(loading > bound)
+    assert 0 < sum(above) < 26
+    assert kept == above

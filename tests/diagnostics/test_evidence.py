@@ -1,3 +1,4 @@
+import importlib
 import itertools
 import warnings
 
@@ -254,3 +255,17 @@ def test_mistakes_are_named(trained, counts):
     without.train(max_steps=1, train_size=1.0, enable_progress_bar=False)
     with pytest.raises(ValueError, match=r"holds out no cells of its AnnData: pass indices=\.\.\."):
         evidence(without)
+
+
+def test_the_best_gaussian_of_a_cell_is_found_without_noise(linear_gaussian, monkeypatch):
+    """Samples of a step come in pairs, of which the errors of the gradient of the mean cancel."""
+    model, _, precision = linear_gaussian(CORRELATED, shift=1.0, stretch=1.3)
+    module, best = importlib.import_module(evidence.__module__), []
+    optimise = module._optimise
+    monkeypatch.setattr(module, "_optimise", lambda *arguments: (best.append(optimise(*arguments)), best[-1])[1])
+    _all(model, n_samples=100, n_optimisation_steps=150)
+    (found,) = best
+    mean = (model.adata.X - OFFSET) @ np.linalg.solve(precision, CORRELATED.T).T / NOISE**2
+    scale = 1 / np.sqrt(np.diag(precision))
+    np.testing.assert_allclose((found.qz.loc.detach().numpy() - mean) / scale, 0, atol=1e-3)
+    np.testing.assert_allclose(found.qz.scale.detach().numpy() / np.broadcast_to(scale, (40, 2)), 1, atol=0.05)

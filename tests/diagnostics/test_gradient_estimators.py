@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import numpy as np
@@ -142,3 +143,20 @@ def test_variances_are_those_of_a_sample(linear):
     each = torch.stack(gradients)
     torch.testing.assert_close(found.mean, each.mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.variance, each.var(0, correction=1), rtol=1e-4, atol=1e-8)
+
+
+def test_without_a_choice_cells_are_some_that_were_trained_on(counts, monkeypatch):
+    model = SCVAE(counts, n_hidden=4, n_latent=1)
+    model.train(max_steps=1, train_size=0.3, enable_progress_bar=False)
+    module = importlib.import_module(gradient_estimators.__module__)
+    monkeypatch.setattr(module, "N_CELLS", 20)
+    known = counts.X.toarray()
+    seen = []
+    for seed in range(3):
+        rows = module._minibatch(model, None, None, seed).counts.dense().numpy()
+        # By their counts, which differ from cell to cell.
+        place = np.array([np.flatnonzero((known == row).all(1)) for row in rows]).ravel()
+        assert len(np.unique(place)) == 20
+        assert set(place) <= set(model.train_indices)
+        seen.append(tuple(place))
+    assert len(set(seen)) == 3

@@ -3,6 +3,7 @@ import pytest
 from scipy.stats import norm
 
 from scvae_ext.diagnostics._paired_two_sample import CellFeatures, told_apart
+from scvae_ext.diagnostics._two_sample import area_under_curve
 
 
 @pytest.mark.slow
@@ -46,3 +47,27 @@ def test_features_of_a_cell():
     direction = np.linalg.svd(plane - plane.mean(0))[2][-1]
     np.testing.assert_allclose(features.of(plane + 3 * direction)[:, -2], 3, atol=1e-6)
     assert (features.of(np.where(np.arange(30) < 7, plane, 0.0))[:, -1] == 7).all()
+
+
+def test_twins_are_learned_from_or_judged_together():
+    """Of two that are equal one would be taken for the other's opposite, were it alone learned from."""
+    real = np.random.default_rng(4).normal(size=(60, 3))
+    assert told_apart(real, real.copy(), 0)[0] == 0.5
+
+
+def test_the_variance_is_twice_that_of_independent_scores(monkeypatch):
+    seen = []
+
+    def area_of(scores, is_made):
+        seen.append((scores, is_made))
+        return area_under_curve(scores, is_made)
+
+    monkeypatch.setattr("scvae_ext.diagnostics._paired_two_sample.area_under_curve", area_of)
+    rng = np.random.default_rng(5)
+    area, error = told_apart(rng.normal(size=(50, 2)), rng.normal(0.5, size=(50, 2)), 0)
+    ((scores, is_made),) = seen
+    won = scores[is_made][:, None] > scores[~is_made]
+    won = won + 0.5 * (scores[is_made][:, None] == scores[~is_made])
+    assert area == pytest.approx(won.mean())
+    independent = won.mean(1).var(ddof=1) / 50 + won.mean(0).var(ddof=1) / 50
+    assert error**2 == pytest.approx(2 * independent)

@@ -195,7 +195,10 @@ def test_tables():
     assert list(cells.index) == list(adata.obs_names)
     np.testing.assert_allclose(genes["detection_rate"], (adata.X > 0).mean(0))
     np.testing.assert_allclose(cells["mean"], adata.X.mean(1), rtol=1e-6)
-    assert (genes["detection_rate_lower"] <= genes["detection_rate_upper"]).all()
+    assert (genes["detection_rate_lower"] <= genes["detection_rate_median"]).all()
+    assert (genes["detection_rate_median"] <= genes["detection_rate_upper"]).all()
+    # More zeros are fewer cells with the gene, and equal numbers count half in either.
+    np.testing.assert_allclose(genes["detection_rate_tail"] + genes["zeros_tail"], 1)
     assert genes["cv_tail"].between(0, 1).all()
     most = adata.var_names[np.sort(np.argsort(-adata.X.sum(0))[:4])]
     assert list(pairs.index) == [(most[i], most[j]) for i in range(4) for j in range(i + 1, 4)]

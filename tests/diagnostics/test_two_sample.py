@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import binom, chi2, chisquare, norm
 from sklearn.metrics import roc_auc_score
 
-from scvae_ext.diagnostics._two_sample import area_under_curve, classifier_auc
+from scvae_ext.diagnostics._two_sample import _features, area_under_curve, classifier_auc
 
 
 def _shifted(distance, n=800, n_features=8, seed=0):
@@ -106,3 +106,33 @@ def test_what_cannot_be_used_is_named():
         classifier_auc(values, values, "forest")
     with pytest.raises(ValueError, match=r"n_folds=5 cuts samples of 4 and 4 cells"):
         classifier_auc(values, values)
+
+
+def test_components_and_spreads_are_those_of_training_cells():
+    rng = np.random.default_rng(0)
+    values, more = rng.normal(size=(40, 5)), rng.normal(size=(40, 1))
+    train = np.arange(0, 40, 2)
+    expected = _features(values, more, train, 3, 0)
+    values[1::2], more[1::2] = 100 * rng.normal(size=(20, 5)), 7.0
+    found = _features(values, more, train, 3, 0)
+    np.testing.assert_array_equal(found[train], expected[train])
+    np.testing.assert_allclose(found[train].mean(0), 0, atol=1e-9)
+    np.testing.assert_allclose(found[train].std(0), 1)
+
+
+def test_permutations_leave_the_share_of_samples_in_each_fold(monkeypatch):
+    seen = []
+
+    def scores_of(features, labels, train, test, seed):
+        seen.append((labels[:, train].sum(1), labels[:, test].sum(1)))
+        return np.zeros((len(labels), len(test)))
+
+    monkeypatch.setattr("scvae_ext.diagnostics._two_sample._linear_scores", scores_of)
+    rng = np.random.default_rng(0)
+    found = classifier_auc(rng.normal(size=(40, 3)), rng.normal(size=(60, 3)), n_permutations=30)
+    assert len(seen) == 5
+    for in_training, left_out in seen:
+        assert set(in_training) == {48}
+        assert set(left_out) == {12}
+    # Scores that say nothing.
+    assert (found.auc, found.p_value) == (0.5, 1.0)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -125,3 +127,21 @@ def test_options_that_make_no_sense_are_named(cells):
         two_sample_test(cells[:N], cells[N:], classifiers="linear")
     with pytest.raises(ValueError, match=r"real has no layer 'raw'; it has .*'mean'"):
         two_sample_test(cells[:N], cells[N:], layer="raw")
+
+
+@pytest.mark.parametrize(("z", "is_told_apart"), [(1.9, False), (2.0, True)])
+def test_the_level_is_shared_out_between_two_classifiers(cells, z, is_told_apart):
+    """A normal score of 1.96 is exceeded in 25 of 1,000 cases."""
+    found = two_sample_test(cells[:40], cells[40:80], n_permutations=1)
+    assert len(found.generated) == 2
+    first, second = (replace(one, auc=0.5, standard_error=0.01, p_value=None) for one in found.generated)
+    assert replace(found, generated=(first, replace(second, auc=0.5 + z * 0.01))).is_told_apart == is_told_apart
+
+
+def test_ranks_of_samples_of_different_sizes_are_compared_as_by_scipy(cells):
+    found = two_sample_test(cells[:40], cells[40:100], n_permutations=1)
+    real, generated = (np.asarray(part.X.sum(1)).ravel() for part in (cells[:40], cells[40:100]))
+    expected = mannwhitneyu(generated, real, use_continuity=False, method="asymptotic")
+    row = found.features.loc["library size"]
+    assert row["auc"] == pytest.approx(expected.statistic / (40 * 60))
+    assert row["p_value"] == pytest.approx(expected.pvalue)

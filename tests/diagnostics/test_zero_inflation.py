@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -265,3 +267,24 @@ def test_an_interrupt_ends_the_refits(simulated, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         zero_inflation(model, indices=range(40), n_refits=2, train_options={"max_steps": 500})
     assert len(trainings) == 1
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
+def test_refits_give_the_smallest_ratio_and_what_zero_inflation_gains(simulated, likelihood, monkeypatch):
+    """Whichever of the two the model is; the gain of each cell is known here."""
+    gain = np.array([1.0, 2.0, 6.0])
+
+    def evidence_of(model, adata, indices):
+        is_inflated = model._options["gene_likelihood"] == "zinb"
+        return SimpleNamespace(log_evidence=np.array([-5.0, 3.0, 0.5]) + gain * is_inflated)
+
+    monkeypatch.setattr("scvae_ext.diagnostics._zero_inflation_refits.evidence", evidence_of)
+    model = SCVAE(simulated.copy(), n_hidden=4, n_latent=1, gene_likelihood=likelihood)
+    model.train(max_steps=1, train_size=0.6, enable_progress_bar=False)
+    ratios = [np.linspace(0, 4, N_GENES), np.linspace(3, 1, N_GENES)]
+    answers = iter([(ratio, np.ones(N_GENES)) for ratio in ratios])
+    found = refit(model, None, range(3), np.zeros(N_GENES), 2, {"max_steps": 1}, lambda other: next(answers))
+    np.testing.assert_array_equal(found.likelihood_ratio, np.minimum(*ratios))
+    assert found.inflated_gain == pytest.approx(3)
+    assert found.inflated_gain_error == pytest.approx(np.sqrt(7 / 3))
+    np.testing.assert_allclose(found.pi_spread, np.sqrt(1 / 3))

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from scipy import optimize, stats
 
 from scvae_ext.diagnostics._gene_predictions import GenePredictions
-from scvae_ext.diagnostics._zero_inflation_profile import PI_GRID, GeneProfiles, likelihood_ratio, profile_genes
+from scvae_ext.diagnostics._zero_inflation_fit import DISPERSION, OFFSET
+from scvae_ext.diagnostics._zero_inflation_fit import PI as SHARE
+from scvae_ext.diagnostics._zero_inflation_profile import PI_GRID, GeneProfiles, _at, likelihood_ratio, profile_genes
 
 N_CELLS, N_GENES = 200, 240
 PI = np.where(np.arange(N_GENES) % 2, 0.3, 0.0)
@@ -151,3 +154,19 @@ def test_parts_are_joined_gene_by_gene(predictions, profiles):
     np.testing.assert_allclose(joined.pi, profiles.pi[:40], atol=1e-6)
     assert joined.profile.shape == (40, len(PI_GRID))
     np.testing.assert_allclose(joined.gain_of_cells, first.gain_of_cells + second.gain_of_cells)
+
+
+def test_the_error_of_a_gain_is_that_of_a_mean_over_cells(predictions):
+    found = profile_genes(_select(predictions, [201]), 0.95, 0)
+    gain = found.gain_of_cells
+    assert found.gain[0] == pytest.approx(gain.mean())
+    assert found.gain_error[0] == pytest.approx(np.sqrt(gain.var(ddof=1) / len(gain)))
+
+
+def test_another_share_of_zeros_starts_from_the_same_expected_counts():
+    parameters = torch.tensor([[0.3, 1.0, 0.2], [-1.0, 0.0, 0.0]], dtype=torch.float64)
+    moved = _at(parameters, 0.6)
+    expected = [(values[:, OFFSET].exp() * (1 - values[:, SHARE])).tolist() for values in (parameters, moved)]
+    np.testing.assert_allclose(*expected)
+    assert moved[:, SHARE].tolist() == [0.6, 0.6]
+    assert torch.equal(moved[:, DISPERSION], parameters[:, DISPERSION])

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 
-from scvae_ext import SCVAE
+from scvae_ext import SCVAE, SemiSupervisedVAE
 from scvae_ext.datasets import synthetic_counts
 from scvae_ext.models.cells import Cells, evaluating
 from scvae_ext.models.described import are_described, groups_of_states, standardised_elbo
@@ -97,3 +98,30 @@ def test_few_cells_make_few_groups(fitted):
         assert groups_of_states(model.module, cells, 0)[1] == 3
         one = Cells(model._own_source(), np.arange(9), model.device)
         assert groups_of_states(model.module, one, 0)[1] == 1
+
+
+def test_the_difference_is_from_the_mean_of_replicates_in_their_standard_deviations(model, cells, monkeypatch):
+    elbo = torch.randn(11, 120, generator=torch.Generator().manual_seed(0)).double().numpy()
+    # Ten sets of replicates are scored before the cells themselves.
+    given = iter(elbo)
+    monkeypatch.setattr("scvae_ext.models.described.elbo_of", lambda module, minibatch, n_samples: next(given))
+    with evaluating(model.module):
+        z = standardised_elbo(model.module, cells(), 0)
+    of_replicates = elbo[:10]
+    variance = np.square(of_replicates - of_replicates.mean(0)).sum(0) / 9
+    np.testing.assert_allclose(z, (elbo[10] - of_replicates.mean(0)) / np.sqrt(variance))
+
+
+def test_labels_of_cells_play_no_part():
+    adata = synthetic_counts(120, 30, n_types=3)
+    SemiSupervisedVAE.setup_anndata(adata, labels_key="cell_type")
+    model = SemiSupervisedVAE(adata, n_hidden=16, n_latent=3)
+    model.train(max_steps=30, enable_progress_bar=False, accelerator="cpu")
+    other = adata.copy()
+    other.obs["cell_type"] = other.obs["cell_type"].cat.rename_categories(["type_1", "type_2", "type_0"])
+    with evaluating(model.module):
+        expected, found = (
+            standardised_elbo(model.module, Cells(model._align(each), np.arange(120), model.device), 0)
+            for each in (adata, other)
+        )
+    np.testing.assert_allclose(found, expected)

@@ -9,7 +9,11 @@ from scipy.stats import ks_2samp
 from torch.distributions import Normal
 
 from scvae_ext import SCVAE
+from scvae_ext.analysis import LibrarySizes
 from scvae_ext.diagnostics import two_sample_test
+from scvae_ext.models.cells import Cells, evaluating
+from scvae_ext.models.generation import Depth, draw_cells
+from scvae_ext.models.settings import read_setting
 
 RNG = np.random.default_rng(0)
 KNOWN = KnownModel(RNG.normal(0.5, 1, 25), RNG.normal(0, 1, (25, 2)), theta=3.0)
@@ -211,3 +215,21 @@ def test_cells_that_got_no_counts_are_drawn_again_by_themselves(model, monkeypat
     # A negative binomial cell with half a count in the mean has hardly ever more than a few.
     assert total[size == 0.5].max() < 8
     assert total[size == 50].mean() == pytest.approx(50, rel=0.15)
+
+
+def test_fitted_library_sizes_are_those_of_the_state_and_batch_that_were_drawn(model):
+    """Of a distribution that all but says them: the first latent coordinate in nats, and three for the second batch."""
+    columns = np.array([0.0, 3.0, 1.0, 0.0, 0.0])
+    nothing, one = np.zeros(5), np.ones(1)
+    scale = np.full(2, 1e-6)
+    sizes = LibrarySizes("linear", "normal", 2, np.r_[5.0, columns], nothing, np.ones(5), scale, one, 0 * one, one, {})
+    cells = Cells(model._own_source(), np.arange(120), model.device)
+    setting = read_setting("set", {"batch": "batch_1"}, model.registry)
+    for like in ("prior", "cells"):
+        for changed in (None, setting):
+            with evaluating(model.module):
+                drawn = draw_cells(model.module, cells, like, changed, Depth("fitted", sizes), 0)
+            own = model.adata.obs["batch"].cat.codes.to_numpy()
+            batch = own if changed is None else np.ones(120)
+            np.testing.assert_array_equal(drawn.batch, batch)
+            np.testing.assert_allclose(np.log(drawn.depth), 5 + 3 * batch + drawn.latent[:, 0], atol=1e-4)

@@ -85,3 +85,31 @@ def test_depth_is_found_for_every_number_of_peaks():
     expected = -torch.expm1(-(log_rate + depth.unsqueeze(-1)).exp())
     inside = found.clamp_min(0.5).expand(2, -1)
     torch.testing.assert_close(expected.sum(-1), inside, rtol=1e-3, atol=1e-3)
+
+
+def test_dispersion_of_proteins_is_that_of_the_mixture(cite):
+    (chunk,) = drawn(protein_draws, cite, n_samples=1, per_background=False)
+    minibatch = cite._own_source().minibatch(np.arange(120))
+    with evaluating(cite.module):
+        hidden = cite.module.decode_hidden(cite.module.encode(minibatch).qz.loc, minibatch)
+        px = cite.module.proteins.decode(hidden, minibatch.batch)
+    # Moments of the two negative binomials about zero.
+    share = torch.sigmoid(px.first_logits).double()
+    first, second = (
+        (part.mean.double(), part.mean.double() * (1 + part.mean / part.inverse_dispersion + part.mean))
+        for part in (px.first, px.second)
+    )
+    mean, square = (share * one + (1 - share) * two for one, two in zip(first, second, strict=True))
+    torch.testing.assert_close(
+        mean + mean.square() / chunk.inverse_dispersion, square - mean.square(), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_units_of_background_are_those_of_the_batch_that_is_decoded(cite):
+    (chunk,) = drawn(protein_draws, cite, batches=[0], n_samples=1, per_background=True)
+    minibatch = cite._own_source().minibatch(np.arange(120))
+    batch = torch.zeros_like(minibatch.batch)
+    with evaluating(cite.module):
+        hidden = cite.module.decode_hidden(cite.module.encode(minibatch).qz.loc, minibatch, batch)
+        px = cite.module.proteins.decode(hidden, batch)
+    torch.testing.assert_close(chunk.expression[0], px.mean / px.first.mean, rtol=1e-4, atol=1e-5)

@@ -12,6 +12,8 @@ from scipy.stats import binom, kstest, norm
 from scvae_ext import SCVAE
 from scvae_ext.datasets import pbmc68k_reduced, synthetic_counts
 from scvae_ext.distributions import Poisson, ZeroInflated
+from scvae_ext.models import novelty
+from scvae_ext.models.cells import evaluating
 from scvae_ext.models.novelty import _possible_rate, replicate_of
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
@@ -190,3 +192,49 @@ def test_cells_of_a_view_or_copy_are_left_out_of_the_density_at_themselves(model
     for some in (adata[:50], adata[:50].copy()):
         found = model.get_novelty(some, n_replicates=10, key_added=None).to_frame()
         pd.testing.assert_frame_equal(found, expected)
+
+
+def test_states_of_replicates_are_drawn_from_the_posteriors_of_known_cells(model, cells, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        novelty,
+        "replicate_of",
+        lambda module, minibatch, sample: (seen.append(sample), replicate_of(module, minibatch, sample))[1],
+    )
+    monkeypatch.setattr(novelty, "elbo_of", lambda module, minibatch, n_samples: np.zeros(minibatch.n_cells))
+    loc, scale = torch.tensor([[-9.0, 1.0, 0.0], [9.0, 2.0, 4.0]]), torch.tensor([[0.1, 0.5, 3.0], [1.0, 0.2, 0.7]])
+    monkeypatch.setattr(novelty, "_states", lambda module, known: (loc, scale))
+    with evaluating(model.module):
+        novelty._scores(model.module, cells(), cells(), 10, 1, 0)
+    samples = torch.cat(seen)
+    assert samples.shape == (1200, 3)
+    parent = (samples[:, 0] > 0).long()
+    assert abs(float(parent.float().mean()) - 0.5) < 4.5 * 0.5 / 1200**0.5
+    z = (samples - loc[parent]) / scale[parent]
+    for of_one in (z[parent == 0], z[parent == 1]):
+        assert float(of_one.mean(0).abs().max()) < 4.5 / len(of_one) ** 0.5
+        assert float((of_one.std(0) - 1).abs().max()) < 4.5 / (2 * len(of_one)) ** 0.5
+
+
+def test_replicates_are_scored_with_as_many_samples_as_their_cell(model, cells, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        novelty,
+        "elbo_of",
+        lambda module, minibatch, n_samples: (asked.append(n_samples), np.zeros(minibatch.n_cells))[1],
+    )
+    with evaluating(model.module):
+        novelty._scores(model.module, cells(), cells(), 10, 7, 0)
+    assert asked == [7] * 11
+
+
+def test_replicates_with_a_size_factor_have_the_total_that_they_got(load, adata):
+    SCVAE.setup_anndata(adata, size_factor_key="depth", continuous_covariate_keys=["age"])
+    model = load("size factor")
+    minibatch = model._own_source().minibatch(np.arange(120))
+    with torch.random.fork_rng(), evaluating(model.module):
+        drawn = replicate_of(model.module, minibatch, model.module.encode(minibatch).qz.loc)
+    total = drawn.counts.dense().sum(1)
+    assert torch.equal(drawn.library_size, total)
+    assert not torch.equal(total, minibatch.library_size)
+    assert torch.equal(drawn.size_factor, minibatch.size_factor)

@@ -115,3 +115,18 @@ def test_values_that_are_no_counts_are_refused(model, everything):
     changed.layers["logged"] = changed.X.log1p()
     with pytest.raises(ValueError, match="not a whole number"):
         model.differential_expression(changed, groupby="kind", layer="logged")
+
+
+def test_dispersion_is_that_of_the_moments(model, everything):
+    rng = np.random.default_rng(1)
+    changed = everything.copy()
+    counts = everything.layers["counts"].toarray()
+    counts[:, N_OWN:] = rng.poisson(5 * rng.gamma(2.0, 0.5, (240, 10)))
+    changed.layers["counts"] = sp.csr_matrix(counts)
+    _, others = _fit(model, changed)
+    depth = counts[:, :N_OWN].sum(1).astype(float)
+    for place, observed in enumerate(counts[:, N_OWN:].T.astype(float)):
+        mean = observed.sum() / depth.sum() * depth
+        # The mean of the squares of residuals is mean + mean^2 / theta.
+        excess = (np.square(observed - mean) - mean).sum()
+        np.testing.assert_allclose(others.inverse_dispersion[place], np.square(mean).sum() / excess, rtol=1e-4)

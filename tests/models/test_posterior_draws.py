@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from scvae_ext.models.cells import evaluating
+from scvae_ext import SCVAE
+from scvae_ext.models.cells import evaluating, shared_noise
 from scvae_ext.models.posterior_draws import posterior_draws
 
 
@@ -61,3 +62,34 @@ def test_many_samples_are_drawn_for_fewer_cells_at_once(model, monkeypatch):
     monkeypatch.setattr("scvae_ext.models.cells.MAX_ENTRIES", 30 * 10 * 4)
     chunks = _draws(model, n_samples=10, batch_size=None)
     assert {len(chunk.depth) for chunk in chunks} == {4}
+
+
+def test_depth_is_the_posterior_mean_of_a_latent_library_size(load):
+    model = load("latent library")
+    depth = torch.cat([chunk.depth for chunk in _draws(model)]).squeeze(-1).numpy()
+    with torch.no_grad():
+        library = model.module.encode(model._own_source().minibatch(np.arange(120))).log_library
+    expected = np.exp(library.loc.double().numpy() + 0.5 * library.scale.double().numpy() ** 2)
+    np.testing.assert_allclose(depth, expected.ravel(), rtol=1e-4)
+    assert float(library.scale.min()) > 0.05
+
+
+def test_inverse_dispersion_is_that_of_the_batch_of_each_cell_and_of_its_mean_state(load, simulated):
+    by_batch = SCVAE(simulated.copy(), n_hidden=8, n_latent=2, dispersion="gene-batch")
+    by_batch.train(max_steps=5, enable_progress_bar=False)
+    with torch.no_grad():
+        for values in by_batch.module.likelihood.dispersion.parameters():
+            values.normal_()
+    found = torch.cat([chunk.inverse_dispersion for chunk in _draws(by_batch)]).numpy()
+    np.testing.assert_allclose(found, by_batch.get_likelihood_parameters()["dispersions"], rtol=1e-4)
+
+    by_cell = load("zinb")
+    found = torch.cat([chunk.inverse_dispersion for chunk in _draws(by_cell, n_samples=6)])
+    module, minibatch = by_cell.module, by_cell._own_source().minibatch(np.arange(120))
+    with evaluating(module):
+        qz = module.encode(minibatch).qz
+        samples = qz.loc + qz.scale * shared_noise(6, 3, 0, qz.loc.device)
+        each = torch.stack([module.decode(sample, minibatch).base.inverse_dispersion for sample in samples])
+    # Its logarithm is linear in the hidden layer, of which the mean is taken.
+    torch.testing.assert_close(found, each.log().mean(0).exp(), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, each[0], rtol=0.01)

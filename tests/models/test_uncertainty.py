@@ -9,7 +9,7 @@ from anndata import AnnData
 from scipy.stats import binom, norm
 
 from scvae_ext import SCVAE
-from scvae_ext.models.uncertainty import STEP
+from scvae_ext.models.uncertainty import STEP, _prior_precision
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 LINEAR = {"n_hidden": 32, "n_latent": 2, "gene_likelihood": "poisson", "decoder": "linear"}
@@ -275,3 +275,37 @@ def test_cells_of_a_view_or_copy_are_none_of_their_own_neighbours(model, adata):
     assert (expected["label"].astype(str) == adata.obs["random"].iloc[:100]).sum() < 10
     for some in (adata[:100], adata[:100].copy()):
         pd.testing.assert_frame_equal(model.get_cell_uncertainty(some, **asked), expected)
+
+
+def test_precision_of_a_mixture_is_averaged_by_how_probable_its_gaussians_are(linear):
+    other = with_prior(linear, 2, [[-1.0, 0.0], [1.0, 0.5]], [[0.5, 2.0], [1.5, 0.4]])
+    with torch.no_grad():
+        other.module.prior.logits.copy_(torch.tensor([0.3, -0.4]))
+        z = torch.tensor([[0.0, 0.2], [-0.5, 0.0], [2.0, 1.0]])
+        found = _prior_precision(other.module, z).numpy()
+    mean, scale = np.array([[-1.0, 0.0], [1.0, 0.5]]), np.array([[0.5, 2.0], [1.5, 0.4]])
+    joint = norm(mean, scale).pdf(z.numpy()[:, None]).prod(-1) * np.exp([0.3, -0.4])
+    share = joint / joint.sum(1, keepdims=True)
+    assert ((share > 0.02) & (share < 0.98)).any()
+    np.testing.assert_allclose(found, share @ (1 / scale**2), rtol=1e-4)
+
+
+def test_a_cell_is_no_neighbour_of_itself_where_others_have_no_label(model, adata):
+    # Each cell has a label of its own, but every third.
+    adata.obs["own"] = np.where(np.arange(120) % 3 > 0, adata.obs_names, None)
+    labelled = adata.obs["own"].notna().to_numpy()
+    found = model.get_cell_uncertainty(labels_key="own", n_neighbors=1, key_added=None)
+    assert (found["label"].astype(str) != adata.obs["own"])[labelled].all()
+
+
+def test_entropy_by_the_decoder_is_at_the_mean_of_a_latent_log_library_size(load, monkeypatch):
+    model = load("latent library")
+    given, decode = [], model.module.decode
+    monkeypatch.setattr(model.module, "decode", lambda *arguments: (given.append(arguments[2]), decode(*arguments))[1])
+    model.get_cell_uncertainty(key_added=None)
+    with torch.no_grad():
+        expected = model.module.encode(model._own_source().minibatch(np.arange(120))).log_library.loc
+    # The scale of counts, and two points on either side of each of three dimensions.
+    assert len(given) == 7
+    for log_library in given:
+        torch.testing.assert_close(log_library, expected)

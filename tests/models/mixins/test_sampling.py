@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
 KINDS = ["nb", "zinb", "poisson", "normal", "simplex", "latent library", "size factor"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -52,3 +53,18 @@ def test_samples_of_normalised_values_come_back_on_the_scale_of_the_counts(load,
     samples = _dense(model.posterior_predictive_sample(n_samples=50))
     ratio = samples.sum(-1).mean(0) / np.asarray(adata.X.sum(1)).ravel()
     assert 0.3 < np.median(ratio) < 3
+
+
+def test_states_and_latent_library_sizes_are_drawn_anew_for_each_sample(load, monkeypatch):
+    model = load("latent library")
+    module, given = model.module, []
+    decode = module.decode
+    monkeypatch.setattr(module, "decode", lambda *arguments: (given.append(arguments), decode(*arguments))[1])
+    model.posterior_predictive_sample(indices=[7], n_samples=800, seed=1)
+    with torch.no_grad():
+        posterior = module.encode(model._own_source().minibatch(np.array([7])))
+    for place, expected in ((0, posterior.qz), (2, posterior.log_library)):
+        z = (torch.cat([each[place] for each in given]) - expected.loc) / expected.scale
+        assert len(z) == 800
+        assert float(z.mean(0).abs().max()) < 4.5 / 800**0.5
+        assert float((z.std(0) - 1).abs().max()) < 4.5 / 1600**0.5
