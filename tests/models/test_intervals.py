@@ -7,7 +7,7 @@ import torch
 from scvae_ext.analysis import calibrate_intervals
 from scvae_ext.models import intervals
 from scvae_ext.models.cells import evaluating
-from scvae_ext.models.intervals import Replicate, as_observed, expression_interval, in_batches, measured_calibration
+from scvae_ext.models.intervals import Replicate, expression_interval, in_batches, measured_calibration
 
 
 @pytest.mark.parametrize("is_shifted", [False, True])
@@ -16,7 +16,7 @@ def test_the_spread_of_a_linear_function_has_its_closed_form(model, cells, monke
     monkeypatch.setattr(intervals, "_log_mean", lambda module, sample, settings, columns: sample @ weight)
     shift = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32) if is_shifted else None
     with evaluating(model.module):
-        parts = list(intervals._log_expression(model.module, cells(batch_size=50), as_observed, None, shift))
+        parts = list(intervals._log_expression(model.module, cells(batch_size=50), in_batches([]), None, shift))
         qz = model.module.encode(model._own_source().minibatch(np.arange(120))).qz
     middle, spread = (torch.cat([part[place] for part in parts]) for place in (2, 3))
     centre = qz.loc if shift is None else qz.loc + torch.from_numpy(shift)
@@ -66,7 +66,7 @@ def test_a_latent_depth_is_the_posterior_mean_of_the_library_size(load, cells):
     calibration = calibrate_intervals(errors, np.zeros((50, 30)), np.arange(1.0, 31.0))
     with evaluating(model.module):
         ends = [
-            expression_interval(model.module, some, as_observed, None, depth, calibration, 0.9)[1]
+            expression_interval(model.module, some, in_batches([]), None, depth, calibration, 0.9)[1]
             for depth in (1.0, 1000.0, "latent")
         ]
         library = model.module.encode(some.source.minibatch(np.array([3, 50]))).log_library
