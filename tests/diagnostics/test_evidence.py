@@ -261,8 +261,8 @@ def test_the_best_gaussian_of_a_cell_is_found_without_noise(linear_gaussian, mon
     """Samples of a step come in pairs, of which the errors of the gradient of the mean cancel."""
     model, _, precision = linear_gaussian(CORRELATED, shift=1.0, stretch=1.3)
     module, best = importlib.import_module(evidence.__module__), []
-    optimise = module._optimise
-    monkeypatch.setattr(module, "_optimise", lambda *arguments: (best.append(optimise(*arguments)), best[-1])[1])
+    optimise = module.optimised
+    monkeypatch.setattr(module, "optimised", lambda *arguments: (best.append(optimise(*arguments)), best[-1])[1])
     _all(model, n_samples=100, n_optimisation_steps=150)
     (found,) = best
     mean = (model.adata.X - OFFSET) @ np.linalg.solve(precision, CORRELATED.T).T / NOISE**2
