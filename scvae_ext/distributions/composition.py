@@ -196,7 +196,7 @@ def _logits(given: tuple[Tensor, ...]) -> Tensor:
     if len(given) == 1:
         return given[0]
     hidden, weight, bias = given
-    return dense_product(hidden.reshape(-1, hidden.shape[-1]), weight, bias).view(*hidden.shape[:-1], -1)
+    return dense_product(hidden.reshape(-1, hidden.shape[-1]), weight, bias).view(*hidden.shape[:-1], len(weight))
 
 
 def _rows(logits: Tensor) -> NDArray[np.float32]:

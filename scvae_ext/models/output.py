@@ -104,7 +104,8 @@ def write_pieces(
     ValueError
         If a cell was asked for twice, or a value is not finite.
     OSError
-        If the file cannot be written, because the disk is full for example. Nothing is left of it then.
+        If the file cannot be written, because the disk is full for example. Nothing is left of it then, and a file
+        that was there before is as it was.
     """
     positions = pieces.cells.positions
     if len(np.unique(positions)) < len(positions):
@@ -209,8 +210,9 @@ def _reported(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        text = (
-            f"{path} could not be written, and nothing is left of it: {error}. Is there space on the disk, and may "
-            "you write there?"
-        )
+        # What anndata does not write has nothing to do with the disk, and it says what to do.
+        if "anndata.settings" in str(error):
+            raise
+        left = "what was there before is as it was" if path.exists() else "nothing is left of it"
+        text = f"{path} could not be written, and {left}: {error}. Is there space on the disk, and may you write there?"
         raise OSError(getattr(error, "errno", None) or errno.EIO, text) from error

@@ -274,7 +274,9 @@ def fingerprint(adata: AnnData, registry: Registry) -> tuple[object, ...]:
         matrix = adata.obsm[peaks.key]
         content.update(repr(checksum(matrix.to_numpy() if isinstance(matrix, pd.DataFrame) else matrix)).encode())
         if peaks.names_key is not None and peaks.names_key in adata.uns:
-            content.update(names_hash(pd.Index(np.asarray(adata.uns[peaks.names_key]).astype(str))).encode())
+            # zarr gives names in NumPy's own type of strings, which do not turn into others.
+            listed = pd.Index(list(map(str, np.asarray(adata.uns[peaks.names_key]))))
+            content.update(names_hash(listed).encode())
     panel = registry.proteins
     if panel is not None and panel.key in adata.obsm:
         # An array that is changed in place has the same identity: there are few enough values to look at.

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 
+from scvae_ext.pl.groups import names_of_groups
 from scvae_ext.pl.palette import GROUPS
 
 __all__ = ["counterfactual_effect", "overlap"]
@@ -174,9 +175,7 @@ def overlap(
         )
         raise TypeError(f"result must be an overlap, and a {type(result).__name__} {hint}.")
     ratio, supported = result.ratio, result.is_supported
-    names = np.array(["all cells"] * len(ratio)) if groups is None else np.asarray(groups).astype(str)
-    if len(names) != len(ratio):
-        raise ValueError(f"groups has {len(names)} entries, but there are {len(ratio)} cells.")
+    names = names_of_groups(groups, len(ratio))
     order = sorted(set(names.tolist()))
     figure, panel = plt.subplots(figsize=(6.4, 1.4 + 0.42 * len(order)), layout="constrained")
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
+from scvae_ext.pl.groups import names_of_groups
 from scvae_ext.pl.palette import GROUPS
 
 __all__ = ["expression_intervals"]
@@ -70,10 +71,7 @@ def expression_intervals(
     if missing or not genes:
         known = ", ".join(map(str, result.var_names[:5]))
         raise ValueError(f"genes={genes!r} are not all in the result, which holds {known}, ...: pass some of those.")
-    n_cells = len(result.median)
-    names = np.array(["all cells"] * n_cells) if groups is None else np.asarray(groups).astype(str)
-    if len(names) != n_cells:
-        raise ValueError(f"groups has {len(names)} entries, but there are {n_cells} cells.")
+    names = names_of_groups(groups, len(result.median))
     order = sorted(set(names.tolist()))
     shown = {name: min(_CELLS_SHOWN, int((names == name).sum())) for name in order}
     width = sum(shown.values()) + _GAP * (len(order) - 1)

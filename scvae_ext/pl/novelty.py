@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
+from scvae_ext.pl.groups import names_of_groups
 from scvae_ext.pl.palette import GROUPS
 
 __all__ = ["novelty"]
@@ -61,10 +62,7 @@ def novelty(
     ValueError
         If ``groups`` has another length, or names no group that is large enough, or more than ten.
     """
-    n_cells = len(result.elbo_p)
-    names = np.array(["all cells"] * n_cells) if groups is None else np.asarray(groups).astype(str)
-    if len(names) != n_cells:
-        raise ValueError(f"groups has {len(names)} entries, but there are {n_cells} cells.")
+    names = names_of_groups(groups, len(result.elbo_p))
     sizes = pd.Series(names).value_counts().sort_index()
     order = list(sizes.index if groups is None else sizes.index[sizes >= _FEWEST_CELLS])
     if not order:

@@ -15,11 +15,11 @@ from scvae_ext.modules import Trainable
 from scvae_ext.train.lightning_module import TrainingModule
 from scvae_ext.train.progress_bar import open_bar
 
-__all__ = ["BestWeights", "GentleInterrupt", "PatientEarlyStopping", "TrainingBar"]
+__all__ = ["BestWeights", "GentleInterrupt", "PatientEarlyStopping", "ScoredWeights", "TrainingBar"]
 
 
 class BestWeights(Callback):
-    """Keeps the weights of the best validation in memory.
+    """Keeps the weights of the best validation in memory, those within training by :class:`ScoredWeights`.
 
     Parameters
     ----------
@@ -33,7 +33,6 @@ class BestWeights(Callback):
     def __init__(self, module: Trainable, start_counts: bool = False) -> None:
         self.module = module
         self.start_counts = start_counts
-        self.name = f"{module.monitor}_validation"
         self.sign = 1.0 if module.monitor_mode == "max" else -1.0
         self.score = -float("inf")
         self.weights: dict[str, Tensor] | None = None
@@ -42,11 +41,6 @@ class BestWeights(Callback):
         """Score the weights of the start, where they count."""
         if self.start_counts and trainer.enable_validation and isinstance(pl_module, TrainingModule):
             self.consider(pl_module.score_start(trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copy the weights where the score is the best so far."""
-        if not trainer.sanity_checking and self.name in trainer.callback_metrics:
-            self.consider(float(trainer.callback_metrics[self.name]))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score the final weights, where training did not end on a validation."""
@@ -74,6 +68,26 @@ class BestWeights(Callback):
         """Put the best weights back."""
         if self.weights is not None:
             self.module.load_state_dict(self.weights)
+
+
+class ScoredWeights(Callback):
+    """Keeps the weights of each validation, where they are the best so far. First among the callbacks.
+
+    A callback that averages weights has its averages scored, and ends the validation by putting the others back.
+
+    Parameters
+    ----------
+    best
+        Where they are kept.
+    """
+
+    def __init__(self, best: BestWeights) -> None:
+        self.best = best
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the weights, while they are those that were scored."""
+        if not trainer.sanity_checking and isinstance(pl_module, TrainingModule):
+            self.best.consider(pl_module.scores().get(pl_module.module.monitor))
 
 
 class TrainingBar(Callback):

@@ -15,7 +15,13 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from scvae_ext.data import CellSource
 from scvae_ext.heap import keep_freed_memory
 from scvae_ext.modules import Trainable
-from scvae_ext.train.callbacks import BestWeights, GentleInterrupt, PatientEarlyStopping, TrainingBar
+from scvae_ext.train.callbacks import (
+    BestWeights,
+    GentleInterrupt,
+    PatientEarlyStopping,
+    ScoredWeights,
+    TrainingBar,
+)
 from scvae_ext.train.data_module import CellDataModule
 from scvae_ext.train.errors import TrainingDivergedError
 from scvae_ext.train.given_data import GivenData
@@ -187,7 +193,7 @@ def fit(
     has_trained = False
     try:
         with kept_global_state(seed):
-            trainer = make_trainer(options, [*callbacks, *own_callbacks])
+            trainer = make_trainer(options, [ScoredWeights(best), *callbacks, *own_callbacks])
             keep_freed_memory()
             if forks_or_spawns(trainer):
                 interrupt.wait_for_others()

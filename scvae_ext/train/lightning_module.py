@@ -62,6 +62,7 @@ class TrainingModule(LightningModule):
         self._start = time.perf_counter()
         self._training = _Mean()
         self._validation = _Mean()
+        self._scores: dict[str, float] | None = None
         self._validation_generator: torch.Generator | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -180,6 +181,7 @@ class TrainingModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Rewind the random samples, so that validations differ by the weights alone."""
         self._average_buffers()
+        self._scores = None
         seed = seed_of_process(self.seed, self.global_rank)
         self._validation_generator = torch.Generator(self.device).manual_seed(seed)
 
@@ -206,9 +208,15 @@ class TrainingModule(LightningModule):
         sums = torch.stack([term.sum() for term in terms.values()])
         self._validation.add(tuple(terms), sums, minibatch.n_cells)
 
+    def scores(self) -> dict[str, float]:
+        """Return the means of the validation that has just come to its end."""
+        if self._scores is None:
+            self._scores = self._validation.take(self._reduce)
+        return self._scores
+
     def on_validation_epoch_end(self) -> None:
         """Log the held-out score, for early stopping and for the callbacks of the user."""
-        means = self._validation.take(self._reduce)
+        means = self.scores()
         score = means[self.module.monitor]
         self.log(f"{self.module.monitor}_validation", score, sync_dist=True)
         self._record(means)
@@ -259,7 +267,7 @@ class TrainingModule(LightningModule):
             self.on_validation_epoch_start()
             for position, minibatch in enumerate(held_out):
                 self.validation_step(minibatch.to(self.device), position)
-        return self._validation.take(self._reduce)
+        return self.scores()
 
     def _record(self, validation: dict[str, float]) -> None:
         if self.step == 0:

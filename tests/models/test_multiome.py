@@ -157,13 +157,26 @@ def test_a_saved_model_says_the_same(small, tmp_path):
     assert loaded.get_elbo() == model.get_elbo()
 
 
-@pytest.mark.parametrize("kind", ["backed", "lazy h5ad"])
+@pytest.mark.parametrize("kind", ["backed", "lazy h5ad", "lazy zarr"])
 def test_stored_cells_give_the_same(small, kind, tmp_path):
     model = trained(small)
     expected = model.get_accessibility(key_added=None)
     with stored(small, kind, tmp_path) as there:
         pd.testing.assert_frame_equal(model.get_accessibility(there, key_added=None), expected, rtol=1e-3)
         assert np.isfinite(trained(there).get_elbo())
+
+
+def test_names_that_come_from_zarr_are_those_that_went_into_it(small, tmp_path):
+    model = trained(small)
+    model.save(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        small.write_zarr(tmp_path / "cells.zarr")
+    there = ad.read_zarr(tmp_path / "cells.zarr")
+    loaded = MultiomeVAE.load(tmp_path / "model", there)
+    assert loaded.peak_names == model.peak_names
+    pd.testing.assert_frame_equal(loaded.get_accessibility(key_added=None), model.get_accessibility(key_added=None))
+    assert trained(set_up(there)).peak_names == model.peak_names
 
 
 def test_the_same_seed_gives_the_same_weights_and_the_history_tells_peaks_from_genes(small):

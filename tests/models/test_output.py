@@ -222,9 +222,8 @@ def test_a_disk_that_is_full(model, out, monkeypatch, existing):
             return FullDisk(), close
 
         monkeypatch.setattr(f"scvae_ext.models.output.{name}", fill_up)
-    with pytest.raises(
-        OSError, match=r"out\.\w+ could not be written, and nothing is left of it: .*No space"
-    ) as raised:
+    left = "what was there before is as it was" if existing else "nothing is left of it"
+    with pytest.raises(OSError, match=rf"out\.\w+ could not be written, and {left}: .*No space") as raised:
         model.get_latent_representation(out=out, overwrite=True)
     assert raised.value.errno == errno.ENOSPC
     # What was there before is still there, and nothing half-written beside it.
@@ -245,6 +244,16 @@ def test_counts_that_cannot_be_read_are_not_blamed_on_the_result(model, adata, o
         monkeypatch.setattr(SparseFileRows, "read", fail)
         with pytest.raises(OSError, match=r"^adata.X, rows 0 to 49, could not be read$"):
             model.get_latent_representation(out=out)
+    assert os.listdir(out.parent) == []
+
+
+def test_what_anndata_does_not_write_is_not_blamed_on_the_disk(model, adata, out, monkeypatch):
+    def refuse(*arguments):
+        raise RuntimeError("`anndata.settings.allow_write_nullable_strings` is False")
+
+    monkeypatch.setattr("scvae_ext.models.output.write_elem", refuse)
+    with pytest.raises(RuntimeError, match=r"^`anndata\.settings"):
+        model.get_latent_representation(out=out)
     assert os.listdir(out.parent) == []
 
 

@@ -37,7 +37,7 @@ def test_best_weights_are_kept_and_restored(mode, best):
     for weight, score in [(1.0, -3.0), (2.0, 5.0), (3.0, 4.0), (4.0, float("nan"))]:
         with torch.no_grad():
             module.weight.fill_(weight)
-        callback.on_validation_end(_trainer(score_validation=torch.tensor(score)), None)
+        callback.consider(score)
     callback.restore()
     assert float(module.weight.detach()) == best
 
@@ -45,7 +45,7 @@ def test_best_weights_are_kept_and_restored(mode, best):
 def test_without_a_validation_the_weights_stay():
     module = _Scored("score", "max")
     callback = BestWeights(module)
-    callback.on_validation_end(_trainer(), None)
+    callback.consider(None)
     with torch.no_grad():
         module.weight.fill_(7.0)
     callback.restore()

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from linear_gaussian import LinearGaussian, best_log_likelihood, simulate
 from torch import nn
 
@@ -334,6 +334,27 @@ def test_callbacks_are_called_and_their_list_is_not_changed(source, split, vae):
     _, history = _fit(vae, source, split, callbacks=callbacks)
     assert len(callbacks) == 1
     np.testing.assert_allclose(callbacks[0].scores, history.to_frame()["elbo_validation"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("max_steps", [20, 23])
+def test_averages_of_weights_are_scored_and_kept(source, split, max_steps):
+    """Training goes on from the weights themselves, and ends on a validation or behind it."""
+    module = _new()
+    _, plain = _fit(_new(), source, split, max_steps=max_steps, early_stopping=False)
+    averaging = EMAWeightAveraging(decay=0.9)
+    _, history = _fit(module, source, split, max_steps=max_steps, callbacks=[averaging], early_stopping=False)
+    frames = plain.to_frame(), history.to_frame()
+    np.testing.assert_array_equal(*(frame["elbo_train"] for frame in frames))
+    # The first average is of the first weights alone.
+    assert (frames[0]["elbo_validation"] != frames[1]["elbo_validation"]).tolist() == [False] + [True] * (len(frames[0]) - 1)
+    scores = []
+
+    class Score(Callback):
+        def on_train_start(self, trainer, pl_module):
+            scores.append(pl_module.score_start(trainer.datamodule.val_dataloader()))
+
+    _fit(module, source, split, max_steps=1, callbacks=[Score()])
+    assert scores == [frames[1]["elbo_validation"].max()]
 
 
 def test_options_of_the_trainer_are_passed_on(source, split, vae):
