@@ -125,7 +125,9 @@ class TrainingMixin(ModelCore):
         seed
             Seed of the split, of the order of cells and of every random draw; the model's own by default.
         callbacks
-            One Lightning callback or several; a list is not changed.
+            One Lightning callback or several; a list is not changed. Those that average weights
+            (``WeightAveraging``, ``EMAWeightAveraging``) have the averages scored and kept. ``ModelCheckpoint`` needs
+            ``enable_checkpointing=True``.
         enable_progress_bar
             Whether to show a bar, in a terminal or a notebook; there is none in a log.
         plan_kwargs
@@ -140,19 +142,23 @@ class TrainingMixin(ModelCore):
         Raises
         ------
         TypeError
-            If an option is unknown.
+            If an option is unknown, or a callback cannot be used.
         TrainingDivergedError
             If the objective becomes infinite or not a number.
 
         Notes
         -----
-        Ctrl-C ends training after the current steps and leaves the best weights so far.
+        Ctrl-C ends training after the current steps and leaves the best weights so far. A training that ends before its
+        first update, for lack of time for example, warns, and trains nothing.
         """
         from scvae_ext.train.fit import check_trainer_options, fit
+        from scvae_ext.train.given_callbacks import check_callbacks
         from scvae_ext.train.processes import count_processes
 
         named = inspect.signature(self.train).parameters.values()
         check_trainer_options(trainer_options, [each.name for each in named if each.kind is not each.VAR_KEYWORD])
+        callbacks = [] if callbacks is None else [*callbacks] if isinstance(callbacks, Sequence) else [callbacks]
+        check_callbacks(callbacks, trainer_options)
         source = self._own_source()
         seed = self.seed if seed is None else whole_number("seed", seed, least=0)
         batch_size = whole_number("batch_size", batch_size)
@@ -196,7 +202,6 @@ class TrainingMixin(ModelCore):
         maximised = (float(plan.max_kl_weight), float(plan.free_bits))
         plan = replace(plan, start_counts=self._is_continued(split[1], maximised))
         trainable = self._trainable(plan)
-        callbacks = [] if callbacks is None else [*callbacks] if isinstance(callbacks, Sequence) else [callbacks]
         history = History(self._history_rows)
         self._weights_hash = None
         self._is_interrupted = False
@@ -244,16 +249,14 @@ class TrainingMixin(ModelCore):
                 start = self._copied_weights()
             source.keep(validation)
             interrupted = run(trainable, plan)
-            if not interrupted:
+            if has_trained and not interrupted:
                 cells = Cells(source, validation, self.device)
                 self._train_further(run, replace(plan, kl_warmup=kl_warmup), cells, history)
-        except BaseException:
+        finally:
             if not (has_trained or goes_on):
                 # The next training draws a split anew, and its weights must not have seen the cells that it holds out.
                 self.train_indices, self.validation_indices, self.test_indices = before
                 self.module.load_state_dict(start)
-            raise
-        finally:
             self._end_training(source, train)
             source.keep(np.arange(0))
             self._history_rows = history.rows

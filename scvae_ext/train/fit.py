@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -136,7 +137,8 @@ def fit(
     datamodule
         Where minibatches come from instead; ``train`` then only says how many training cells there are.
     at_end
-        Called once the module has the weights of a training that did not fail, before a Ctrl-C raises again.
+        Called once the module has the weights of a training that did not fail and made an update, before a Ctrl-C
+        raises again.
 
     Returns
     -------
@@ -149,8 +151,18 @@ def fit(
         If the objective is not finite; the module then has the best weights seen before, or those of the start where
         there was no validation or training took place in processes of its own.
     RuntimeError, ValueError
-        If the processes cannot be started, or the strategy splits the parameters.
+        If the processes cannot be started, the strategy splits the parameters, or nothing is logged that early stopping
+        goes by.
+
+    Warns
+    -----
+    UserWarning
+        If training ended before its first update, and nobody interrupted it.
     """
+    if (trainer_options or {}).get("barebones") and plan.early_stopping:
+        raise ValueError(
+            "barebones=True logs no score, by which early stopping goes: pass early_stopping=False as well."
+        )
     n_processes = count_processes(trainer_options or {})
     require_enough_cells(len(train), n_processes)
     steps_per_epoch = math.ceil(len(train) / (plan.batch_size * n_processes))
@@ -213,7 +225,7 @@ def fit(
                     raise
                 raise diverged from error
             interrupt.end()
-        has_trained = True
+        has_trained = lightning_module.step > 0
     except TrainingDivergedError:
         module.load_state_dict(start)
         raise
@@ -226,7 +238,15 @@ def fit(
         if has_trained:
             at_end()
         interrupt.release()
-    return interrupt.interrupted or lightning_module.stop_requested
+    was_interrupted = interrupt.interrupted or lightning_module.stop_requested
+    if not (has_trained or was_interrupted):
+        warnings.warn(
+            "Training ended before its first update, so that the weights are those of before: give it more time "
+            "(max_time, a Timer), or leave out the callback that ended it.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return was_interrupted
 
 
 def _steps_between_validations(plan: TrainingPlan, steps_per_epoch: int, per_block: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 
 from scvae_ext import SCVAE, Autoencoder, CiteVAE, MultiomeVAE
 from scvae_ext.datasets import synthetic_counts
@@ -668,6 +668,17 @@ def test_a_first_training_that_fails_decides_no_split_and_leaves_the_weights(ada
     np.testing.assert_array_equal(model.train_indices, other.train_indices)
 
 
+def test_callbacks_that_cannot_work_are_refused_before_training(adata):
+    model = SCVAE(adata, **SMALL)
+    with pytest.raises(ValueError, match="enable_checkpointing=True"):
+        _train(model, callbacks=ModelCheckpoint())
+    with pytest.raises(ValueError, match=r"barebones=True.*early_stopping=False"):
+        _train(model, barebones=True)
+    assert model.train_indices is None
+    _train(model, barebones=True, early_stopping=False)
+    assert model.is_trained
+
+
 def test_advice_to_train_on_more_cells_can_be_followed(adata):
     model = SCVAE(adata, **SMALL, prior="mixture", n_prior_components=110)
     with pytest.raises(ValueError, match="more than the 108 training cells"):
@@ -684,6 +695,30 @@ def test_a_first_training_on_other_cells_that_fails_decides_no_split_either(mode
     assert model.is_trained
     assert model.train_indices is None
     assert _same(_weights(model), before)
+
+
+@pytest.mark.parametrize("how", ["time", "interrupt"])
+def test_a_training_without_an_update_trains_nothing(adata, model, how):
+    class Interrupting(Callback):
+        def on_train_start(self, *args):
+            signal.raise_signal(signal.SIGINT)
+
+    def train(model):
+        if how == "interrupt":
+            return _train(model, callbacks=Interrupting())
+        with pytest.warns(UserWarning, match=r"before its first update.*Timer"):
+            return _train(model, callbacks=Timer(duration="00:00:00:00"))
+
+    untrained = SCVAE(adata, **SMALL)
+    for each, is_trained in ((untrained, False), (model, True)):
+        before, rows = _weights(each), len(each.history)
+        train(each)
+        assert each.is_trained == is_trained
+        assert _same(_weights(each), before)
+        assert len(each.history) == rows
+    assert untrained.train_indices is None
+    _train(untrained)
+    assert np.isfinite(untrained.get_elbo())
 
 
 @pytest.mark.parametrize("is_trained", [False, True])

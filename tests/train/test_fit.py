@@ -346,9 +346,8 @@ def test_averages_of_weights_are_scored_and_kept(source, split, max_steps):
     frames = plain.to_frame(), history.to_frame()
     np.testing.assert_array_equal(*(frame["elbo_train"] for frame in frames))
     # The first average is of the first weights alone.
-    assert (frames[0]["elbo_validation"] != frames[1]["elbo_validation"]).tolist() == [False] + [True] * (
-        len(frames[0]) - 1
-    )
+    differs = (frames[0]["elbo_validation"] != frames[1]["elbo_validation"]).tolist()
+    assert differs == [False] + [True] * (len(differs) - 1)
     scores = []
 
     class Score(Callback):
