@@ -27,6 +27,7 @@ from scvae_ext.models.results import (
     fingerprint,
     names_hash,
     require_free,
+    require_key,
     weights_hash,
     write_result,
 )
@@ -275,8 +276,6 @@ class ModelCore(ABC):
         is_subset = not np.array_equal(cells.positions, np.arange(cells.source.n_cells))
         if key is None or (is_subset and not write_subset):
             return
-        if not isinstance(key, str) or not key:
-            raise ValueError(f"key_added={key!r} must be a name, or None to write nothing.")
         self._require_free(slot, key)
         record = {**arguments, "n_cells": len(cells), "all_cells": not is_subset}
         write_result(adata, slot, key, values, cells.positions, self._provenance(record), columns, categories)
@@ -292,6 +291,8 @@ class ModelCore(ABC):
         arguments: Mapping[str, Any],
     ) -> Path:
         """Write a result to a file of its own."""
+        if slot is not None:
+            require_key(slot[1])
         path = check_out(out, adata, self.registry.layer, overwrite=overwrite)
         positions = pieces.cells.positions
         all_cells = np.array_equal(positions, np.arange(pieces.cells.source.n_cells))

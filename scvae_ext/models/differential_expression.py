@@ -27,6 +27,7 @@ from scvae_ext.data import make_actual, record_result
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.compared_cells import Units, large_enough
 from scvae_ext.models.groups import Groups
+from scvae_ext.models.results import require_key
 
 __all__ = [
     "ChangeOptions",
@@ -207,8 +208,7 @@ def write_ranking(adata: AnnData, key: str, tables: Mapping[str, pd.DataFrame], 
     ValueError
         If the key is not a name.
     """
-    if not isinstance(key, str) or not key:
-        raise ValueError(f"key_added={key!r} must be a name, or None to write nothing.")
+    require_key(key)
     arguments = provenance["arguments"]
     parameters = {
         "groupby": arguments["groupby"] or "",
