@@ -11,6 +11,7 @@ from scvae_ext.analysis import AggregatedPosterior
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.groups import select_groups
 from scvae_ext.models.inference import latent_parameters
+from scvae_ext.models.subsets import place_among, some_of_each
 from scvae_ext.modules import VAE
 
 __all__ = ["groups_of_samples", "sample_log_prob"]
@@ -45,16 +46,10 @@ def sample_log_prob(
     tuple
         Log densities in nats; numbers of cells without the cell itself; numbers of cells of each sample.
     """
-    components = np.arange(cells.source.n_cells)
-    if most_cells is not None:
-        generator = np.random.default_rng(seed)
-        of_sample = (generator.permutation(np.flatnonzero(codes == sample)) for sample in range(len(names)))
-        components = np.sort(np.concatenate([members[:most_cells] for members in of_sample]))
+    components = some_of_each(codes, len(names), most_cells, seed)
     mean, variance = latent_parameters(module, replace(cells, positions=components))
     mixture = AggregatedPosterior(mean, variance, codes[components], len(names))
-    place = np.full(cells.source.n_cells, -1)
-    place[components] = np.arange(len(components))
-    own = place[cells.positions]
+    own = place_among(components, cells.source.n_cells, cells.positions)
     log_prob = mixture.log_density(*latent_parameters(module, cells), own, bandwidth)
     sizes = np.bincount(codes[components], minlength=len(names))
     is_own = (codes[cells.positions, None] == np.arange(len(names))) & (own >= 0)[:, None]

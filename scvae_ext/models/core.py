@@ -280,7 +280,6 @@ class ModelCore(ABC):
         is_subset = not np.array_equal(cells.positions, np.arange(cells.source.n_cells))
         if key is None or (is_subset and not write_subset):
             return
-        require_key(key)
         self._require_free(slot, key)
         record = {**arguments, "n_cells": len(cells), "all_cells": not is_subset}
         write_result(adata, slot, key, values, cells.positions, self._provenance(record), columns, categories)
@@ -296,6 +295,8 @@ class ModelCore(ABC):
         arguments: Mapping[str, Any],
     ) -> Path:
         """Write a result to a file of its own."""
+        if slot is not None:
+            require_key(slot[1])
         path = check_out(out, adata, self.registry.layer, overwrite=overwrite)
         positions = pieces.cells.positions
         all_cells = np.array_equal(positions, np.arange(pieces.cells.source.n_cells))

@@ -12,6 +12,7 @@ from scvae_ext.distributions import CountDistribution, sample_multinomial
 from scvae_ext.minibatch import Minibatch, SparseCounts
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.inference import latent_parameters
+from scvae_ext.models.subsets import place_among, some_of_each
 from scvae_ext.modules import VAE, LabelPrior
 from scvae_ext.random_state import seeded
 
@@ -25,6 +26,7 @@ def novelty_of_cells(
     own: Int[np.ndarray, "cells"],
     n_replicates: int,
     n_samples: int,
+    num_cells_posterior: int | None,
     bandwidth: float,
     seed: int,
 ) -> Novelty:
@@ -42,21 +44,33 @@ def novelty_of_cells(
         Replicates of each cell.
     n_samples
         Samples of each ELBO.
+    num_cells_posterior
+        Known cells to go by, drawn at random where there are more; all where ``None``.
     bandwidth
         As for :meth:`~scvae_ext.analysis.AggregatedPosterior.log_density`.
     seed
         Of all draws.
     """
+    one_group = np.zeros(len(known), dtype=np.int64)
+    chosen = some_of_each(one_group, 1, num_cells_posterior, seed)
+    own = place_among(chosen, len(known), own)
+    known = replace(known, positions=known.positions[chosen])
     posterior = latent_parameters(module, known)
-    mixture = AggregatedPosterior(*posterior, np.zeros(len(known), dtype=np.int64), 1)
+    mixture = AggregatedPosterior(*posterior, one_group[chosen], 1)
     among = mixture.log_density(*posterior, np.arange(len(known)), bandwidth)[:, 0]
-    density = mixture.log_density(*latent_parameters(module, cells), own, bandwidth)[:, 0]
+    # Of the cells themselves it is known already; one of another AnnData may lack genes, or be of another batch.
+    is_there = (own >= 0) & (cells.source is known.source)
+    density = among[own]
+    others = np.flatnonzero(~is_there)
+    if len(others):
+        rest = replace(cells, positions=cells.positions[others])
+        density[others] = mixture.log_density(*latent_parameters(module, rest), own[others], bandwidth)[:, 0]
     elbo, log_total, of_replicates, log_totals = _scores(module, cells, known, n_replicates, n_samples, seed)
     expected, z, p = replicate_test(elbo, log_total, of_replicates, log_totals)
     names = cells.source.obs_names[cells.positions]
     # A known cell is ranked among the others.
-    others = np.where(own >= 0, len(among), len(among) + 1)
-    latent_p = (rank_among(density, among) * (len(among) + 1) - (own >= 0)) / others
+    n_ranks = np.where(own >= 0, len(among), len(among) + 1)
+    latent_p = (rank_among(density, among) * (len(among) + 1) - (own >= 0)) / n_ranks
     return Novelty(elbo, expected, z, p, density, latent_p, names)
 
 

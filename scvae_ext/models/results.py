@@ -49,10 +49,11 @@ def require_free(registry: Registry, slot: str, key: str | None, suffixes: Seque
     Raises
     ------
     ValueError
-        Naming the key and what it would replace.
+        If the key is no name that can be written, or is that of what the model reads.
     """
     if key is None:
         return
+    require_key(key)
     taken = (*registry.keys_read(slot), *([UNS_KEY] if slot == "uns" else []))
     for of_result in (f"{key}{suffix}" for suffix in suffixes):
         if of_result in taken:
@@ -60,6 +61,28 @@ def require_free(registry: Registry, slot: str, key: str | None, suffixes: Seque
                 f"key_added={key!r} would replace adata.{slot}[{of_result!r}], which the model reads: name another "
                 "key, or pass key_added=None to write nothing."
             )
+
+
+def require_key(key: object) -> None:
+    """Raise where a result could not be written under a key, or not be read from a file.
+
+    Parameters
+    ----------
+    key
+        The key.
+
+    Raises
+    ------
+    ValueError
+        If it is not a name, or has a slash in it, which stands for a folder in files.
+    """
+    if not isinstance(key, str) or not key:
+        raise ValueError(f"key_added={key!r} must be a name, or None to write nothing.")
+    if "/" in key:
+        raise ValueError(
+            f"key_added={key!r} has a slash in it, with which anndata cannot read a file again: "
+            f"pass {key.replace('/', '_')!r} for example."
+        )
 
 
 def expression_slot(adata: AnnData, genes: Sequence[str]) -> Literal["layers", "obsm"]:
@@ -141,7 +164,13 @@ def write_gene_result(adata: AnnData, key: str, values: pd.DataFrame, provenance
         A row for each of the model's genes, under its name.
     provenance
         What to record beside the time.
+
+    Raises
+    ------
+    ValueError
+        If the key is not a name.
     """
+    require_key(key)
     make_actual(adata)
     adata.varm[key] = values.reindex(adata.var_names).to_numpy(dtype=np.float32)
     record(adata, f'varm["{key}"]', provenance)
@@ -185,23 +214,6 @@ def record(adata: AnnData, where: str, provenance: Mapping[str, Any]) -> None:
         What to record beside the time.
     """
     record_result(adata, where, {**provenance, "written": datetime.now(UTC).isoformat(timespec="seconds")})
-
-
-def require_key(key: object) -> None:
-    """Raise where a result would be written under something that is no name.
-
-    Parameters
-    ----------
-    key
-        What the user passed.
-
-    Raises
-    ------
-    ValueError
-        If it is not a string, or an empty one.
-    """
-    if not isinstance(key, str) or not key:
-        raise ValueError(f"key_added={key!r} must be a name, or None to write nothing.")
 
 
 def require_names(names: Sequence[str], what: str) -> None:

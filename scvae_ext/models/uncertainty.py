@@ -11,6 +11,7 @@ from torch import Tensor
 from scvae_ext.analysis import gaussian_entropy, gaussian_information, label_probabilities
 from scvae_ext.models.cells import Cells
 from scvae_ext.models.inference import draw_latent, latent_mean, latent_parameters
+from scvae_ext.models.subsets import place_among, some_of_each
 from scvae_ext.modules import VAE
 
 __all__ = ["Labels", "cell_uncertainty"]
@@ -29,8 +30,9 @@ def cell_uncertainty(
     known: Cells,
     labels: Labels | None,
     own: Int[np.ndarray, "cells"],
-    n_neighbours: int,
+    n_neighbors: int,
     n_samples: int,
+    num_cells_posterior: int | None,
     seed: int,
 ) -> pd.DataFrame:
     """Return one row a cell, columns as for :meth:`~scvae_ext.SCVAE.get_cell_uncertainty`.
@@ -45,13 +47,17 @@ def cell_uncertainty(
         Label of each of them, -1 for none, and the names of the labels; ``None`` for no such columns.
     own
         Position of each cell among them, -1 where it is none of them.
-    n_neighbours, n_samples, seed
-        Neighbours of a draw, draws of each cell, and their seed.
+    n_neighbors, n_samples
+        Neighbours of a draw, and draws of each cell.
+    num_cells_posterior
+        Labelled cells to look among, drawn at random where there are more; all where ``None``.
+    seed
+        Of all draws.
 
     Raises
     ------
     ValueError
-        If fewer cells have a label than neighbours are asked for.
+        If there are no more cells with a label than neighbours are asked for.
     """
     mean, variance = latent_parameters(module, known)
     own_variance = latent_parameters(module, cells)[1]
@@ -64,17 +70,17 @@ def cell_uncertainty(
     if labels is None:
         return pd.DataFrame(columns, index=names)
     codes, label_names = labels
-    labelled = np.flatnonzero(codes >= 0)
-    if len(labelled) <= n_neighbours:
+    labelled = some_of_each(np.where(codes >= 0, 0, -1), 1, num_cells_posterior, seed)
+    if len(labelled) <= n_neighbors:
+        of_these = "" if num_cells_posterior is None else f" (num_cells_posterior={num_cells_posterior})"
         raise ValueError(
-            f"n_neighbors={n_neighbours} needs more cells with a label than the {len(labelled)} that there are."
+            f"n_neighbors={n_neighbors} needs more cells with a label than the {len(labelled)} that are looked at"
+            f"{of_these}."
         )
-    # Its last entry is that of cells that are none of them.
-    place = np.full(known.source.n_cells + 1, -1)
-    place[labelled] = np.arange(len(labelled))
+    place = place_among(labelled, known.source.n_cells, own)
     states = latent_mean(module, replace(known, positions=labelled), n_samples, seed)
     draws = draw_latent(module, cells, n_samples, seed)
-    probability = label_probabilities(draws, states, codes[labelled], len(label_names), place[own], n_neighbours)
+    probability = label_probabilities(draws, states, codes[labelled], len(label_names), place, n_neighbors)
     best = probability.argmax(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(probability > 0, probability * np.log(probability), 0.0).sum(axis=1)

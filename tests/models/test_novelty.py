@@ -10,6 +10,7 @@ from scipy.special import kolmogi
 from scipy.stats import binom, kstest, norm
 
 from scvae_ext import SCVAE
+from scvae_ext.analysis import AggregatedPosterior
 from scvae_ext.datasets import pbmc68k_reduced, synthetic_counts
 from scvae_ext.distributions import Poisson, ZeroInflated
 from scvae_ext.models import novelty
@@ -43,6 +44,40 @@ def test_density_is_that_of_the_other_cells_and_p_its_rank(model, adata):
     np.testing.assert_allclose(found.latent_log_density, density, rtol=1e-6)
     np.testing.assert_allclose(np.sort(found.latent_p), np.arange(1, 121) / 120)
     assert (np.argsort(found.latent_p) == np.argsort(density)).all()
+
+
+def test_some_known_cells_stand_for_all(model, adata):
+    options = {"n_replicates": 10, "key_added": None}
+    everywhere = model.get_novelty(**options).to_frame()
+    pd.testing.assert_frame_equal(model.get_novelty(**options, num_cells_posterior=120).to_frame(), everywhere)
+    adata.obs["all"] = "all"
+    found = model.get_novelty(**options, num_cells_posterior=40, seed=3)
+    density = model.differential_abundance(sample_key="all", num_cells_posterior=40, seed=3, key_added=None)
+    np.testing.assert_allclose(found.latent_log_density, density.log_prob["all"], rtol=1e-6)
+    # Of the forty each has a rank among them, and any other cell has one among them and itself.
+    among = np.sort(np.random.default_rng(3).permutation(120)[:40])
+    np.testing.assert_allclose(np.sort(found.latent_p[among]), np.arange(1, 41) / 40)
+    others = np.delete(np.arange(120), among)
+    below = (found.latent_log_density[among] <= found.latent_log_density[others, None]).sum(1)
+    np.testing.assert_allclose(found.latent_p[others], np.minimum((1 + below) / 41, 1))
+
+
+def test_work_is_bounded_by_the_cells_asked_for_and_those_that_stand_for_all(model, adata, monkeypatch):
+    pairs, log_density = [], AggregatedPosterior.log_density
+
+    def counted(self, mean, *arguments):
+        pairs.append(len(mean) * len(self.mean))
+        return log_density(self, mean, *arguments)
+
+    monkeypatch.setattr(AggregatedPosterior, "log_density", counted)
+    for options, expected in (
+        ({}, [120 * 120]),
+        ({"num_cells_posterior": 40}, [40 * 40, 80 * 40]),
+        ({"adata": adata[:10].copy(), "num_cells_posterior": 40}, [40 * 40, 10 * 40]),
+    ):
+        pairs.clear()
+        model.get_novelty(**options, n_replicates=10, key_added=None)
+        assert pairs == expected
 
 
 def test_scores_are_those_of_the_elbo(model):
@@ -178,6 +213,7 @@ def test_log_normalised_values_are_refused(load):
     ("options", "message"),
     [
         ({"n_replicates": 5}, "n_replicates=5 must be a whole number of at least 10"),
+        ({"num_cells_posterior": 0}, "num_cells_posterior=0 must be a whole number"),
         ({"bandwidth": -1.0}, r"bandwidth=-1\.0 must be a positive number"),
         ({"indices": ["cell_999"]}, "'cell_999', not among adata.obs_names"),
     ],

@@ -55,6 +55,26 @@ def test_a_column_without_a_name_is_refused_before_it_is_written(adata):
     assert "k" not in adata.obsm
 
 
+@pytest.mark.parametrize(
+    ("getter", "options"),
+    [
+        ("get_latent_representation", {}),
+        ("get_latent_representation", {"out": "latent.h5ad"}),
+        ("get_normalized_expression", {}),
+        ("get_feature_correlation_matrix", {}),
+        ("get_cell_uncertainty", {}),
+        ("get_novelty", {}),
+        ("differential_expression", {"groupby": "cell_type"}),
+        ("differential_abundance", {"sample_key": "batch"}),
+    ],
+)
+def test_a_key_with_a_slash_could_not_be_read_again(model, getter, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"key_added='a/b' has a slash in it.*pass 'a_b'"):
+        getattr(model, getter)(key_added="a/b", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_where_a_result_came_from_is_recorded_with_its_time(adata):
     write_result(adata, "obsm", "new", np.ones((120, 2), dtype=np.float32), np.arange(120), PROVENANCE)
     record = _record(adata, 'obsm["new"]')

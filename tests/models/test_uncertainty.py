@@ -62,6 +62,16 @@ def test_cells_come_in_the_asked_order_with_the_values_that_they_have_among_all(
     assert other.obs["scvae_uncertainty_entropy"].notna().all()
 
 
+def test_neighbours_may_be_looked_for_among_some_cells(model):
+    options = {"labels_key": "cell_type", "key_added": None, "n_neighbors": 3}
+    everywhere = model.get_cell_uncertainty(**options)
+    pd.testing.assert_frame_equal(model.get_cell_uncertainty(**options, num_cells_posterior=120), everywhere)
+    some = model.get_cell_uncertainty(**options, num_cells_posterior=40)
+    assert not some["label_entropy"].equals(everywhere["label_entropy"])
+    pd.testing.assert_frame_equal(model.get_cell_uncertainty(**options, num_cells_posterior=40), some)
+    assert (some["label"] == everywhere["label"]).mean() > 0.8
+
+
 def test_cells_without_a_label_are_no_neighbours(model, adata):
     adata.obs["some"] = adata.obs["cell_type"].where(adata.obs["cell_type"] != "type_2")
     frame = model.get_cell_uncertainty(labels_key="some", key_added=None)
@@ -246,6 +256,11 @@ def test_a_model_of_one_depth_is_too_sure_of_shallower_cells():
     [
         ({"labels_key": "celltype"}, "labels_key='celltype' is not a column .*Did you mean 'cell_type'"),
         ({"labels_key": "cell_type", "n_neighbors": 200}, "n_neighbors=200 needs more cells .* than the 120"),
+        (
+            {"labels_key": "cell_type", "num_cells_posterior": 15},
+            r"n_neighbors=15 needs more .* than the 15 that are looked at \(num_cells_posterior=15\)",
+        ),
+        ({"labels_key": "cell_type", "num_cells_posterior": 0}, "num_cells_posterior=0 must be a whole number"),
         ({"n_samples": 0}, "n_samples=0 must be a whole number"),
     ],
 )

@@ -31,6 +31,7 @@ class UncertaintyMixin(VAEModel):
         labels_key: str | None = None,
         n_neighbors: int = 15,
         n_samples: int = 30,
+        num_cells_posterior: int | None = None,
         seed: int = 0,
         fill_missing_genes: bool = False,
         key_added: str | None = "scvae_uncertainty",
@@ -52,6 +53,10 @@ class UncertaintyMixin(VAEModel):
             Neighbours of each draw, among the labelled cells of the model's AnnData.
         n_samples, seed
             Draws of each cell's posterior for the labels, and their seed.
+        num_cells_posterior
+            Labelled cells among which neighbours are looked for, drawn at random where there are more; all where
+            ``None``. Time grows with the cells asked for, times between the root and all of these; labels of few cells
+            lose theirs where fewer are drawn than neighbours are asked for.
         key_added
             Prefix of the columns of ``adata.obs`` (all but ``label``); ``None`` writes nothing.
 
@@ -75,12 +80,17 @@ class UncertaintyMixin(VAEModel):
         adata, cells = self._cells(adata, indices, batch_size, fill_missing_genes)
         known = self._cells(None, None, batch_size, fill_missing_genes)[1]
         labels = None if labels_key is None else select_labels(in_pandas(self.adata.obs), labels_key)
-        n_neighbors, n_samples = whole_number("n_neighbors", n_neighbors), whole_number("n_samples", n_samples)
-        seed = whole_number("seed", seed, least=0)
+        numbers: dict[str, Any] = {
+            "n_neighbors": whole_number("n_neighbors", n_neighbors),
+            "n_samples": whole_number("n_samples", n_samples),
+            "num_cells_posterior": _most_cells(num_cells_posterior),
+            "seed": whole_number("seed", seed, least=0),
+        }
+        self._require_free("obs", key_added, "_entropy")
         with evaluating(self.module):
             own = self._own_positions(adata, cells, known.source)
-            frame = cell_uncertainty(self.module, cells, known, labels, own, n_neighbors, n_samples, seed)
-        record = {"labels_key": labels_key, "n_neighbors": n_neighbors, "n_samples": n_samples, "seed": seed}
+            frame = cell_uncertainty(self.module, cells, known, labels, own, **numbers)
+        record = {"labels_key": labels_key, **numbers}
         columns = {str(name): frame[name].to_numpy() for name in frame if name != "label"}
         self._write_columns(adata, key_added, columns, cells, write_subset, record)
         return frame
@@ -93,6 +103,7 @@ class UncertaintyMixin(VAEModel):
         *,
         n_replicates: int = 50,
         n_samples: int = 5,
+        num_cells_posterior: int | None = 10_000,
         bandwidth: float = 1.0,
         seed: int = 0,
         fill_missing_genes: bool = False,
@@ -108,6 +119,9 @@ class UncertaintyMixin(VAEModel):
         the cell's factor, and totals of their own. *State.* The density of the cell's state among the cells of the
         model's AnnData, itself left out, as in :meth:`differential_abundance`; p is its rank among theirs.
 
+        Time grows with the cells that are asked for, and with those that the model knows times all of these; of the
+        latter no more than ``num_cells_posterior`` are looked at.
+
         Parameters
         ----------
         adata, indices, batch_size, fill_missing_genes, write_subset
@@ -117,6 +131,10 @@ class UncertaintyMixin(VAEModel):
             Cells drawn for each cell, ten at least; ``elbo_p`` is no smaller than 1 / (``n_replicates`` + 1).
         n_samples
             Samples of the posterior for each ELBO.
+        num_cells_posterior
+            Cells of the model's AnnData that go into the density, among which p is a rank, and from whose states
+            replicates are drawn; drawn at random where there are more, and all where ``None``. ``latent_p`` is no
+            smaller than 1 / (``num_cells_posterior`` + 1).
         bandwidth
             As for :meth:`differential_abundance`.
         seed
@@ -141,9 +159,11 @@ class UncertaintyMixin(VAEModel):
         numbers: dict[str, Any] = {
             "n_replicates": whole_number("n_replicates", n_replicates, least=10),
             "n_samples": whole_number("n_samples", n_samples),
+            "num_cells_posterior": _most_cells(num_cells_posterior),
             "bandwidth": positive_number("bandwidth", bandwidth),
             "seed": whole_number("seed", seed, least=0),
         }
+        self._require_free("obs", key_added, "_p")
         with evaluating(self.module):
             own = self._own_positions(adata, cells, known.source)
             result = novelty_of_cells(self.module, cells, known, own, **numbers)
@@ -151,3 +171,7 @@ class UncertaintyMixin(VAEModel):
         columns = {str(name): frame[name].to_numpy() for name in frame}
         self._write_columns(adata, key_added, columns, cells, write_subset, numbers)
         return result
+
+
+def _most_cells(given: int | None) -> int | None:
+    return None if given is None else whole_number("num_cells_posterior", given)
