@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvae_ext import SCVAE, Autoencoder
+from scvae_ext import SCVAE, Autoencoder, CiteVAE
 from scvae_ext.data import align
 from scvae_ext.datasets import synthetic_counts
 from scvae_ext.models.cells import Cells
@@ -100,3 +100,15 @@ def round_trip(request, tmp_path):
             return anndata.read_zarr(path)
 
     return write_and_read
+
+
+@pytest.fixture(scope="module")
+def cite():
+    """A small model of genes and proteins, one of which is not measured in one batch."""
+    adata = synthetic_counts(120, 30, n_batches=2, n_proteins=5)
+    adata.obsm["protein"].loc[adata.obs["batch"] == "batch_1", "protein_1"] = np.nan
+    with pytest.warns(UserWarning, match="not measured there"):
+        CiteVAE.setup_anndata(adata, batch_key="batch", protein_expression_obsm_key="protein")
+    model = CiteVAE(adata, n_hidden=16, n_latent=3)
+    model.train(max_steps=50, enable_progress_bar=False)
+    return model

@@ -4,21 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from scvae_ext import CiteVAE, MultiomeVAE
+from scvae_ext import MultiomeVAE
 from scvae_ext.datasets import synthetic_counts
 from scvae_ext.models.cells import evaluating
 from scvae_ext.models.modality_draws import _matching_log_depth, peak_draws, protein_draws
-
-
-@pytest.fixture(scope="module")
-def cite():
-    adata = synthetic_counts(120, 30, n_batches=2, n_proteins=5)
-    adata.obsm["protein"].loc[adata.obs["batch"] == "batch_1", "protein_1"] = np.nan
-    with pytest.warns(UserWarning, match="not measured there"):
-        CiteVAE.setup_anndata(adata, batch_key="batch", protein_expression_obsm_key="protein")
-    model = CiteVAE(adata, n_hidden=16, n_latent=3)
-    model.train(max_steps=50, enable_progress_bar=False)
-    return model
 
 
 @pytest.fixture(scope="module")
